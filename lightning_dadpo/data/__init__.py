@@ -1,0 +1,1 @@
+"""Prompts, conversations, pairs, batches, and the folders they are kept in."""

@@ -1,0 +1,5 @@
+"""Kernels that turn hidden states into response log-probabilities. Torch only."""
+
+from lightning_dadpo.logprobs.gather import response_positions, sequence_log_probs, token_log_probs
+
+__all__ = ["response_positions", "sequence_log_probs", "token_log_probs"]

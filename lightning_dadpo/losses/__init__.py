@@ -1,0 +1,25 @@
+"""Pure losses over small tensors. Torch only."""
+
+from lightning_dadpo.losses.anchored import (
+    anchored_margin,
+    check_betas,
+    dadpo_loss,
+    dpo_loss,
+    implicit_reward,
+    preference_loss,
+)
+from lightning_dadpo.losses.divergences import kl_divergence
+from lightning_dadpo.losses.objectives import (
+    DPO,
+    AnchoredPreference,
+    DaDPO,
+    PreferenceObjective,
+    PreferenceOutcome,
+)
+from lightning_dadpo.losses.supervised import response_nll, response_nll_per_token
+
+__all__ = [
+    "anchored_margin", "preference_loss", "implicit_reward", "dadpo_loss", "dpo_loss", "check_betas",
+    "PreferenceObjective", "PreferenceOutcome", "AnchoredPreference", "DaDPO", "DPO",
+    "kl_divergence", "response_nll", "response_nll_per_token",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""The room that knows transformers: which model, loading, pruning, log-probs, export."""

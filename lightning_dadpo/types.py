@@ -1,0 +1,145 @@
+"""The small tensors that rooms hand to one another. Log-probabilities are natural logs, in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["SequenceLogProbs", "PairLogProbs", "SequenceBatch", "PairBatch", "ResponseBatch"]
+
+Batch = TypeVar("Batch", bound="_Movable")
+
+
+class _Movable:
+    """Moves every tensor of a dataclass; Lightning calls `to` on batches that have it."""
+
+    def to(self: Batch, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(self)  # type: ignore[arg-type]
+            if isinstance(value := getattr(self, field.name), Tensor | _Movable)
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class SequenceLogProbs(_Movable):
+    """log pi(y|x) of whole responses, carried with their lengths so that nobody has to guess which was meant.
+
+    Attributes:
+        total: sum over the response tokens, in nats; float32 or wider.
+        num_tokens: response tokens in that sum, the emitted end-of-turn token included.
+    """
+
+    total: Float[Tensor, " sequences"]
+    num_tokens: Int[Tensor, " sequences"]
+
+    def __getitem__(self, rows: slice | Tensor) -> SequenceLogProbs:
+        return SequenceLogProbs(self.total[rows], self.num_tokens[rows])
+
+    def detach(self) -> SequenceLogProbs:
+        """The same numbers outside autograd."""
+        return SequenceLogProbs(self.total.detach(), self.num_tokens)
+
+    @property
+    def mean(self) -> Float[Tensor, " sequences"]:
+        """Nats per token."""
+        return self.total / self.num_tokens
+
+
+@dataclass(frozen=True)
+class PairLogProbs(_Movable):
+    """What one model gives to the chosen and to the rejected response of each pair."""
+
+    chosen: SequenceLogProbs
+    rejected: SequenceLogProbs
+
+    @property
+    def gap(self) -> Float[Tensor, " pairs"]:
+        """D = log pi(y_w) - log pi(y_l), in nats: subtracted within one model, so that large sums cancel first."""
+        return self.chosen.total - self.rejected.total
+
+    def detach(self) -> PairLogProbs:
+        """The same numbers outside autograd."""
+        return PairLogProbs(self.chosen.detach(), self.rejected.detach())
+
+    @staticmethod
+    def split(both: SequenceLogProbs) -> PairLogProbs:
+        """From rows ordered as `PairBatch.sequences` orders them: all chosen, then all rejected."""
+        pairs = both.total.shape[0] // 2
+        return PairLogProbs(both[:pairs], both[pairs:])
+
+
+@dataclass(frozen=True)
+class SequenceBatch(_Movable):
+    """Prompts with their responses, padded on the right. Masks come from lengths, never from ids.
+
+    Attributes:
+        input_ids: prompt ids followed by response ids; what stands after `lengths` is padding.
+        prompt_lengths: tokens of each prompt; the first response token stands at this index.
+        lengths: tokens of prompt and response together.
+    """
+
+    input_ids: Int[Tensor, "sequences length"]
+    prompt_lengths: Int[Tensor, " sequences"]
+    lengths: Int[Tensor, " sequences"]
+
+    @property
+    def attention_mask(self) -> Int[Tensor, "sequences length"]:
+        """1 on real tokens, 0 on padding."""
+        positions = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        return (positions[None, :] < self.lengths[:, None]).long()
+
+    @property
+    def num_response_tokens(self) -> Int[Tensor, " sequences"]:
+        """Response tokens of each row."""
+        return self.lengths - self.prompt_lengths
+
+
+@dataclass(frozen=True)
+class PairBatch(_Movable):
+    """One micro-batch of preference pairs.
+
+    Attributes:
+        pair_ids: one content digest a pair; what the score cache is looked up by.
+        sequences: 2 x pairs rows, all chosen ones first, then all rejected ones.
+        weights: 1 for a pair; 0 for a filler that keeps every rank at the same number of micro-batches.
+        pairs_in_step: real pairs of the whole optimizer step, over all micro-batches and ranks.
+    """
+
+    pair_ids: tuple[str, ...]
+    sequences: SequenceBatch
+    weights: Float[Tensor, " pairs"]
+    pairs_in_step: int
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pair_ids)
+
+
+@dataclass(frozen=True)
+class ResponseBatch(_Movable):
+    """One micro-batch for supervised fine-tuning.
+
+    Attributes:
+        response_ids: one content digest a row.
+        sequences: a row a response.
+        weights: 1 for a response, 0 for a filler.
+        tokens_in_step: response tokens of the whole optimizer step, over all micro-batches and ranks.
+    """
+
+    response_ids: tuple[str, ...]
+    sequences: SequenceBatch
+    weights: Float[Tensor, " sequences"]
+    tokens_in_step: int
+
+    def __len__(self) -> int:
+        return len(self.response_ids)
