@@ -1,0 +1,59 @@
+"""What a sampler is asked and what it answers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from lightning_dadpo.data.rows import FinishReason
+from lightning_dadpo.errors import ConfigError
+
+__all__ = ["SamplerSettings", "Sampled", "Sampler"]
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How responses are drawn. Everything is stated: a model's own generation defaults never apply.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token each time.
+        top_p: keep the likeliest tokens up to this probability mass; 1 keeps all.
+        max_new_tokens: cap on a response, in tokens, its end-of-turn token included.
+        seed: with the prompt's id it fixes the randomness of that prompt alone.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(f"temperature {self.temperature}: expected a number >= 0")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p {self.top_p}: expected a number in (0, 1]")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens {self.max_new_tokens}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One response.
+
+    Attributes:
+        token_ids: what was drawn, the end-of-turn token included when it was drawn.
+        finish_reason: "stop" when the model ended its turn, "length" when the cap did.
+        log_prob: log pi(y|x) of the raw model, in nats: temperature 1, nothing cut off.
+    """
+
+    token_ids: list[int]
+    finish_reason: FinishReason
+    log_prob: float
+
+
+class Sampler(Protocol):
+    """Draws one response for each prompt."""
+
+    def sample(self, prompt_ids: list[list[int]], keys: list[str]) -> list[Sampled]:
+        """One response a prompt; `keys` seed them one by one, so that company does not change them."""

@@ -1,0 +1,25 @@
+"""An anchor that is asked anew for every batch: a frozen model in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lightning_dadpo.models.log_probs import model_log_probs
+from lightning_dadpo.types import PairBatch, PairLogProbs
+
+__all__ = ["LiveScorer"]
+
+
+class LiveScorer:
+    """Scores with a model in eval mode that needs no gradients (trap B6: a frozen model must not drop out)."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def score(self, batch: PairBatch) -> PairLogProbs:
+        """See `Scorer.score`; runs under the caller's autocast."""
+        assert not self.model.training, "a frozen anchor must be in eval mode"
+        return PairLogProbs.split(model_log_probs(self.model, batch.sequences))
