@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -111,18 +110,17 @@ class PairBatch(_Movable):
         sequences: 2 x pairs rows, all chosen ones first, then all rejected ones.
         weights: 1 for a pair; 0 for a filler that keeps every rank at the same number of micro-batches.
         pairs_in_step: real pairs of the whole optimizer step, over all micro-batches and ranks.
+        real_tokens: tokens that are not padding, counted before anything moved to a device.
     """
 
     pair_ids: tuple[str, ...]
     sequences: SequenceBatch
     weights: Float[Tensor, " pairs"]
     pairs_in_step: int
+    real_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.pair_ids)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.pair_ids)
 
 
 @dataclass(frozen=True)
@@ -134,12 +132,14 @@ class ResponseBatch(_Movable):
         sequences: a row a response.
         weights: 1 for a response, 0 for a filler.
         tokens_in_step: response tokens of the whole optimizer step, over all micro-batches and ranks.
+        real_tokens: tokens that are not padding, prompts included.
     """
 
     response_ids: tuple[str, ...]
     sequences: SequenceBatch
     weights: Float[Tensor, " sequences"]
     tokens_in_step: int
+    real_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.response_ids)

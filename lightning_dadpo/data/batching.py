@@ -30,13 +30,14 @@ def collate_pairs(
     pairs: Sequence[PairRow], weights: Sequence[float] | None = None, pairs_in_step: int | None = None
 ) -> PairBatch:
     """A micro-batch of pairs: all chosen rows, then all rejected rows."""
-    prompts = [pair.prompt_token_ids for pair in pairs]
+    prompts = [pair.prompt_token_ids for pair in pairs] * 2
     responses = [pair.chosen_token_ids for pair in pairs] + [pair.rejected_token_ids for pair in pairs]
     return PairBatch(
         pair_ids=tuple(pair.pair_id for pair in pairs),
-        sequences=collate_sequences(prompts + prompts, responses),
+        sequences=collate_sequences(prompts, responses),
         weights=torch.tensor(weights if weights is not None else [1.0] * len(pairs), dtype=torch.float32),
         pairs_in_step=len(pairs) if pairs_in_step is None else pairs_in_step,
+        real_tokens=sum(map(len, prompts)) + sum(map(len, responses)),
     )
 
 
@@ -50,6 +51,7 @@ def collate_responses(
         sequences=collate_sequences([row.prompt_token_ids for row in rows], [row.token_ids for row in rows]),
         weights=torch.tensor(weights if weights is not None else [1.0] * len(rows), dtype=torch.float32),
         tokens_in_step=total if tokens_in_step is None else tokens_in_step,
+        real_tokens=total + sum(len(row.prompt_token_ids) for row in rows),
     )
 
 

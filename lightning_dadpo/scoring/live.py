@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from lightning_dadpo.models.loading import autocast
 from lightning_dadpo.models.log_probs import model_log_probs
+from lightning_dadpo.models.spec import Precision
 from lightning_dadpo.types import PairBatch, PairLogProbs
 
-__all__ = ["LiveScorer"]
+__all__ = ["LiveScorer", "AutocastScorer"]
 
 
 class LiveScorer:
@@ -23,3 +25,16 @@ class LiveScorer:
         """See `Scorer.score`; runs under the caller's autocast."""
         assert not self.model.training, "a frozen anchor must be in eval mode"
         return PairLogProbs.split(model_log_probs(self.model, batch.sequences))
+
+
+class AutocastScorer:
+    """A live scorer in a number format of its own, where no training loop has opened one."""
+
+    def __init__(self, scorer: LiveScorer, precision: Precision) -> None:
+        self.scorer, self.precision = scorer, precision
+
+    def score(self, batch: PairBatch) -> PairLogProbs:
+        """See `Scorer.score`."""
+        device = batch.sequences.input_ids.device
+        with torch.autocast(device.type, enabled=False), autocast(self.precision, device):
+            return self.scorer.score(batch)

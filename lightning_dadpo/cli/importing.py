@@ -1,0 +1,24 @@
+"""`dadpo import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_dadpo.data.importing import PreferenceSource
+from lightning_dadpo.data.pairing import import_pairs
+from lightning_dadpo.models.loading import load_tokenizer, model_digest
+from lightning_dadpo.models.spec import ModelSpec
+
+__all__ = ["import_preferences"]
+
+
+def import_preferences(source: PreferenceSource, tokenizer: ModelSpec, out: str, split: str = "train") -> Path:
+    """Make a pairs folder of preference data in TRL's format, rendered by the student's chat template.
+
+    Args:
+        source: a file, or a name for datasets.load_dataset.
+        tokenizer: the student, whose tokenizer and chat template are used.
+        out: folder to make; complete or absent.
+        split: what the rows are called: train, validation or heldout.
+    """
+    return import_pairs(source, load_tokenizer(tokenizer), model_digest(tokenizer), split, out)

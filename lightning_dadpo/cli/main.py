@@ -1,0 +1,98 @@
+"""`dadpo`: one command. This file imports nothing heavy; each subcommand imports what it needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from lightning_dadpo import __version__
+from lightning_dadpo.errors import DadpoError
+
+__all__ = ["main"]
+
+LIGHTNING = {
+    "fit": "train a student: dSFT, daDPO, DPO (a LightningCLI run; -c FILE, any number of times)",
+    "validate": "every metric on the validation split",
+    "test": "every metric on the test split",
+    "predict": "one row a pair: log-probs of policy and anchors, margin, implicit rewards",
+}
+
+# Name: module, function, what it does.
+FUNCTIONS = {
+    "prune": ("lightning_dadpo.models.pruning", "prune", "take whole layers out of a model, by one measured criterion"),
+    "sample": ("lightning_dadpo.sampling.stage", "sample", "draw a response for every prompt"),
+    "pair": ("lightning_dadpo.data.pairing", "make_pairs", "join chosen and rejected responses into pairs"),
+    "import": ("lightning_dadpo.cli.importing", "import_preferences", "make pairs of your own preference data"),
+    "score": ("lightning_dadpo.scoring.stage", "score", "score pairs once with a frozen model, audited"),
+    "evaluate": ("lightning_dadpo.cli.evaluating", "evaluate", "measure students against the teacher"),
+    "export": ("lightning_dadpo.cli.exporting", "export", "a checkpoint or a model as a plain folder for transformers"),
+    "report": ("lightning_dadpo.cli.reporting", "report", "write the HTML report of an experiment"),
+    "run": ("lightning_dadpo.cli.running", "run", "walk a whole experiment, stage by stage"),
+    "demo": ("lightning_dadpo.cli.running", "demo", "the pipeline on a real 135M chat model, checked"),
+}
+
+
+def _help() -> str:
+    lines = [
+        "usage: dadpo COMMAND [-c FILE.yaml] [--option value ...]",
+        "",
+        "Distils a teacher's manners into a small student with daDPO (arXiv 2506.15717).",
+        "",
+        "training (LightningCLI):",
+        *(f"  {name:<9} {text}" for name, text in LIGHTNING.items()),
+        "",
+        "pipeline:",
+        *(f"  {name:<9} {text}" for name, (*_, text) in FUNCTIONS.items()),
+        "",
+        "dadpo COMMAND --help lists the command's options. Begin with: dadpo demo",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it worked, 2 for a mistake that the person can mend, in one line.
+
+    `sys.argv` is left alone: Lightning's launchers start further processes with it.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    try:
+        return _dispatch(arguments)
+    except DadpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name = arguments[0]
+    if name in LIGHTNING:
+        from lightning_dadpo.cli.training import run_lightning
+
+        run_lightning(arguments)
+        return 0
+    if name in FUNCTIONS:
+        from lightning_dadpo.cli.functions import run_function
+
+        return run_function(name, *FUNCTIONS[name], arguments[1:])
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, [*LIGHTNING, *FUNCTIONS], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    print(f"error: no command {name!r}{hint} (dadpo --help lists them)", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

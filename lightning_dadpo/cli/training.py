@@ -1,0 +1,83 @@
+"""`dadpo fit | validate | test | predict`: LightningCLI with our defaults and clean errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_dadpo.cli.command_parser import one_line
+from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.losses import DPO, AnchoredPreference, DaDPO
+from lightning_dadpo.models.numerics import describe, training_precision
+from lightning_dadpo.training.callbacks import LastCheckpoint, RecordPairs, StepProgress, Throughput
+from lightning_dadpo.training.checks import CheckScores
+from lightning_dadpo.training.datamodule import PreferenceData, SupervisedData
+from lightning_dadpo.training.loggers import ExperimentLogger
+from lightning_dadpo.training.preference import PreferenceModule
+from lightning_dadpo.training.supervised import SupervisedModule
+from lightning_dadpo.training.watch import WatchDistances
+
+__all__ = ["run_lightning", "NAMED_IN_YAML"]
+
+NAMED_IN_YAML = (
+    AnchoredPreference, DaDPO, DPO, PreferenceModule, SupervisedModule, PreferenceData, SupervisedData,
+    LastCheckpoint, RecordPairs, StepProgress, Throughput, CheckScores, ExperimentLogger, WatchDistances,
+)  # fmt: skip
+"""Imported so that a YAML can name them without their module."""
+
+DEFAULTS = {
+    "default_root_dir": "runs/fit",
+    "use_distributed_sampler": False,  # our loaders know their rank (data.plan)
+    "enable_model_summary": False,
+    "enable_progress_bar": False,  # StepProgress shows optimizer steps and the time left
+    "num_sanity_val_steps": 0,
+}
+
+
+class _Parser(LightningArgumentParser):  # type: ignore[misc]
+    """Mistakes as one line and a hint, with exit status 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"error: {one_line(message)}", file=sys.stderr)
+        print("hint: --help lists every option, --print_config shows what the files come to", file=sys.stderr)
+        sys.exit(2)
+
+
+class _CLI(LightningCLI):  # type: ignore[misc]
+    """LightningCLI whose flags are obeyed, also beside `--ckpt_path`."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would replace `--model.*` by what the checkpoint was made with; here flags say what they mean."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if path not in (None, "best", "last", "hpc", "registry") and not Path(path).exists():
+            raise ConfigError(f"--ckpt_path {path}: no such checkpoint")
+        print(describe())
+
+
+def run_lightning(arguments: list[str]) -> None:
+    """Parse and run one of Lightning's subcommands."""
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    _CLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=_Parser,
+        auto_configure_optimizers=False,
+        trainer_defaults=DEFAULTS | {"precision": training_precision()},
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        args=arguments,
+    )

@@ -1,0 +1,192 @@
+"""Do the scores on disk say what the models say? Every check here compares numbers that were made in two ways.
+
+METHOD, consequence 3: the step-0 oracle proves that policy = reference, and nothing about the teacher, whose
+scores stand on both sides of it. So the teacher is audited apart.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_dadpo.data.batching import collate_pairs, pair_length
+from lightning_dadpo.data.rows import PairRow
+from lightning_dadpo.errors import AuditError
+from lightning_dadpo.scoring.base import Scorer
+from lightning_dadpo.types import PairLogProbs
+
+__all__ = [
+    "Tolerance", "measure_tolerance", "audit_rows", "audit_live", "audit_sampler", "audit_own_samples",
+    "Saturation", "saturation",
+]  # fmt: skip
+
+RELATIVE_FLOAT32 = 1e-4
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two honest log-probs of one response may lie apart: `absolute` nats + `relative` * |log-prob|."""
+
+    absolute: float
+    relative: float = RELATIVE_FLOAT32
+
+    def exceeded(self, left: Tensor, right: Tensor) -> Tensor:
+        """True where they differ by more, or where either is no finite number."""
+        left, right = left.double().cpu(), right.double().cpu()
+        allowed = self.absolute + self.relative * torch.maximum(left.abs(), right.abs())
+        return ~((left - right).abs() <= allowed)
+
+
+def _both_sides(scores: PairLogProbs) -> Tensor:
+    return torch.stack([scores.chosen.total, scores.rejected.total], dim=1).double().cpu()
+
+
+def audit_rows(pairs: Sequence[PairRow], count: int = 8, seed: int = 0) -> list[PairRow]:
+    """The shortest pair, the longest one and random others: `count` in all, or all there are."""
+    ordered = sorted(pairs, key=lambda pair: (pair_length(pair), pair.pair_id))
+    if len(ordered) <= count:
+        return ordered
+    return [ordered[0], ordered[-1], *random.Random(seed).sample(ordered[1:-1], count - 2)]
+
+
+def _alone(scorer: Scorer, pairs: Sequence[PairRow], device: torch.device) -> Tensor:
+    return torch.cat([_both_sides(scorer.score(collate_pairs([pair]).to(device))) for pair in pairs])
+
+
+def measure_tolerance(
+    scorer: Scorer, pairs: Sequence[PairRow], device: torch.device, exact: bool, alone: Tensor | None = None
+) -> Tolerance:
+    """What this machine's rounding accounts for.
+
+    In float32 (`exact`) a relative 1e-4; in bfloat16 four times the largest difference between two batch
+    compositions of the same rows, which is measured here (METHOD, consequence 3).
+    """
+    if exact:
+        return Tolerance(absolute=1e-4)
+    alone = _alone(scorer, pairs, device) if alone is None else alone
+    together = _both_sides(scorer.score(collate_pairs(list(pairs)).to(device)))
+    return Tolerance(absolute=4 * float((alone - together).abs().max()))
+
+
+def _refuse(what: str, pair: PairRow, side: int, stored: float, found: float) -> AuditError:
+    name = ("chosen", "rejected")[side]
+    return AuditError(
+        f"{what}: pair {pair.pair_id} (prompt {pair.prompt_id}), {name} response: "
+        f"{stored:.4f} nats stored, {found:.4f} nats found"
+    )
+
+
+def audit_live(
+    name: str, stored: Scorer, live: Scorer, pairs: Sequence[PairRow], device: torch.device, exact: bool
+) -> Tolerance:
+    """Score some rows again, each alone in its batch, and compare with what is stored.
+
+    Finds rows permuted, another template, chosen and rejected swapped, a model that changed (traps A10, B4, C2, C6).
+
+    Raises:
+        AuditError: naming the row and both numbers.
+    """
+    rows = audit_rows(pairs)
+    found = _alone(live, rows, device)
+    tolerance = measure_tolerance(live, rows, device, exact, alone=found)
+    kept = torch.cat([_both_sides(stored.score(collate_pairs([pair]))) for pair in rows])
+    wrong = tolerance.exceeded(kept, found).nonzero()
+    if len(wrong):
+        row, side = (int(part) for part in wrong[0])
+        raise _refuse(f"audit of {name}", rows[row], side, float(kept[row, side]), float(found[row, side]))
+    return tolerance
+
+
+def audit_sampler(
+    name: str, stored: Scorer, pairs: Iterable[PairRow], sides: Sequence[str], tolerance: Tolerance
+) -> int:
+    """Compare stored scores with what the sampler saw of its own samples, on every pair.
+
+    Args:
+        sides: which responses this model sampled: "chosen", "rejected" or both.
+
+    Returns:
+        Responses compared.
+
+    Raises:
+        AuditError: naming the row and both numbers.
+    """
+    compared = 0
+    for pair in pairs:
+        scores = _both_sides(stored.score(collate_pairs([pair])))[0]
+        for side, seen in enumerate((pair.chosen_log_prob, pair.rejected_log_prob)):
+            if seen is None or ("chosen", "rejected")[side] not in sides:
+                continue
+            compared += 1
+            if bool(tolerance.exceeded(scores[side], torch.tensor(seen))):
+                raise _refuse(f"audit of {name} against its sampler", pair, side, float(scores[side]), seen)
+    return compared
+
+
+def audit_own_samples(teacher: Scorer, reference: Scorer, pairs: Sequence[PairRow]) -> tuple[float, float]:
+    """On the teacher's own samples (the chosen side) the teacher's mean log-prob must exceed the student's.
+
+    Returns:
+        The two means, in nats a response.
+
+    Raises:
+        AuditError: naming both.
+    """
+    batch = collate_pairs(list(pairs))
+    means = [float(scorer.score(batch).chosen.total.double().mean()) for scorer in (teacher, reference)]
+    if not means[0] > means[1]:
+        raise AuditError(
+            f"audit of the teacher: its own samples get {means[0]:.3f} nats a response from it and {means[1]:.3f} "
+            "from the student; the scores are not this teacher's, or the student has learnt these samples by heart"
+        )
+    return means[0], means[1]
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """METHOD, consequence 9: is there anything left of the teacher's differences at step 0?
+
+    Attributes:
+        quartiles: of D_teacher - D_reference over pairs, in nats.
+        saturated: share of pairs whose weight sigmoid(-margin) at step 0 exceeds 0.9.
+        advised_beta_teacher: brings the median of b_te (D_te - D_ref) to 1; None when that median is not positive.
+        agreement: share of pairs where the teacher too prefers the chosen response.
+    """
+
+    quartiles: tuple[float, float, float]
+    saturated: float
+    advised_beta_teacher: float | None
+    agreement: float
+
+    def lines(self) -> list[str]:
+        """The report, one warning included where more than half of the pairs are saturated."""
+        low, median, high = self.quartiles
+        lines = [
+            f"D_teacher - D_reference: quartiles {low:.2f} / {median:.2f} / {high:.2f} nats; the teacher prefers the "
+            f"chosen response in {self.agreement:.0%} of pairs; {self.saturated:.0%} of pairs start with a weight > 0.9"
+        ]
+        if self.saturated > 0.5 and self.advised_beta_teacher is not None:
+            lines.append(
+                "warning: most pairs are saturated, so the teacher's differences are lost; "
+                f"beta_teacher = {self.advised_beta_teacher:.4f} would bring the median of "
+                "beta_teacher (D_teacher - D_reference) to 1"
+            )
+        return lines
+
+
+def saturation(anchors: Mapping[str, PairLogProbs], betas: Mapping[str, float]) -> Saturation:
+    """From the scores of every pair, the policy starting at the reference: margin_0 = sum_k b_k (D_ref - D_k)."""
+    reference, teacher = anchors["reference"].gap.double(), anchors["teacher"].gap.double()
+    margin = sum((beta * (reference - anchors[name].gap.double()) for name, beta in betas.items()), torch.zeros(1))
+    difference = teacher - reference
+    low, median, high = torch.quantile(difference, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    return Saturation(
+        quartiles=(low, median, high),
+        saturated=float((torch.sigmoid(-margin) > 0.9).double().mean()),
+        advised_beta_teacher=1 / median if median > 0 else None,
+        agreement=float(((teacher > 0) + 0.5 * (teacher == 0)).mean()),
+    )

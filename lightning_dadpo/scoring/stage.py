@@ -1,0 +1,104 @@
+"""The stage `dadpo score`: what one model gives to every pair, kept on disk."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+
+from lightning_dadpo.data.artifacts import Draft, draft, finished, read_manifest
+from lightning_dadpo.data.batching import collate_pairs, pair_length
+from lightning_dadpo.data.pairing import read_pairs
+from lightning_dadpo.data.rows import PairRow, RowWriter, ScoreRow, read_rows
+from lightning_dadpo.errors import AuditError, ConfigError
+from lightning_dadpo.models.loading import load_frozen, model_digest
+from lightning_dadpo.models.log_probs import check_trunk_and_head
+from lightning_dadpo.models.numerics import default_device, inference_precision, training_precision
+from lightning_dadpo.models.spec import ModelSpec, Precision
+from lightning_dadpo.progress import progress
+from lightning_dadpo.scoring.audit import audit_live, audit_rows, audit_sampler
+from lightning_dadpo.scoring.base import Scorer
+from lightning_dadpo.scoring.live import AutocastScorer, LiveScorer
+from lightning_dadpo.scoring.table import ScoreTable
+from lightning_dadpo.types import PairLogProbs
+
+__all__ = ["score"]
+
+
+def score(
+    model: ModelSpec,
+    pairs: str,
+    out: str,
+    anchor: str = "teacher",
+    batch_pairs: int = 8,
+    precision: Precision | None = None,
+) -> Path:
+    """Score every pair once with a frozen model, and audit what was written before it counts as finished.
+
+    Args:
+        model: the anchor.
+        pairs: a pairs artefact.
+        out: folder to make; complete or absent.
+        anchor: its name. The reference is scored exactly as the policy trains; a teacher may be scored in
+            whatever is fast here.
+        batch_pairs: pairs scored at a time; both responses of a pair always share a batch.
+        precision: number format; by default the one that suits the anchor on this machine.
+
+    Raises:
+        AuditError: scores read back from disk differ from the model's, or from what its sampler saw.
+        ConfigError, DataError, ArtifactError: see the message.
+    """
+    if batch_pairs < 1:
+        raise ConfigError(f"batch_pairs {batch_pairs}: expected at least 1")
+    precision = precision or (training_precision() if anchor == "reference" else inference_precision())
+    manifest = read_manifest(pairs, "pairs")
+    digest = model_digest(model)
+    made_from = {
+        "anchor": anchor,
+        "model": digest,
+        "pairs": manifest.files["rows.jsonl"],
+        "backend": f"transformers {model.attention} {precision}",
+        "batch_pairs": batch_pairs,
+    }
+    if finished(out, "scores", made_from):
+        return Path(out)
+    rows = read_pairs(pairs)
+    device = default_device()
+    loaded = load_frozen(model, precision, device)
+    check_trunk_and_head(loaded, model.path)
+    scorer = AutocastScorer(LiveScorer(loaded), precision)
+    sides = [side for side in ("chosen", "rejected") if manifest.made_from.get(f"{side}_model") == digest]
+    with draft(out, "scores", made_from) as work:
+        _score_all(work, scorer, rows, batch_pairs)
+        stored = ScoreTable(read_rows(work.path / "rows.jsonl", ScoreRow), work.path)
+        tolerance = audit_live(anchor, stored, scorer, rows, device, exact=precision == "32-true")
+        compared = audit_sampler(anchor, stored, rows, sides, tolerance)
+        again = len(audit_rows(rows))
+        work.results["audit"] = {"tolerance": asdict(tolerance), "rows": again, "samples": compared}
+        print(f"audit of {anchor}: {again} pairs scored again alone, {compared} samples against their sampler: agree")
+    return Path(out)
+
+
+def _score_all(work: Draft, scorer: Scorer, rows: list[PairRow], size: int) -> None:
+    path = work.path / "rows.jsonl"
+    ordered = sorted(rows, key=lambda pair: (pair_length(pair), pair.pair_id))
+    device = default_device()
+    with RowWriter(path) as writer:
+        done = {row.pair_id for row in read_rows(path, ScoreRow)}
+        with progress("scoring (pairs)", len(rows), len(done)) as bar:
+            for start in range(0, len(ordered), size):
+                batch = [pair for pair in ordered[start : start + size] if pair.pair_id not in done]
+                if batch:
+                    writer.write(*_rows(batch, scorer.score(collate_pairs(batch).to(device))))
+                    bar.advance(len(batch))
+    work.counts = {"pairs": len(rows)}
+
+
+def _rows(pairs: list[PairRow], scores: PairLogProbs) -> list[ScoreRow]:
+    columns = (scores.chosen.total, scores.chosen.num_tokens, scores.rejected.total, scores.rejected.num_tokens)
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    made = [ScoreRow(pair.pair_id, *numbers) for pair, numbers in zip(pairs, values, strict=True)]
+    for pair, row in zip(pairs, made, strict=True):
+        if not (isfinite(row.chosen_log_prob) and isfinite(row.rejected_log_prob)):
+            raise AuditError(f"pair {pair.pair_id} (prompt {pair.prompt_id}): the model's log-prob is not finite")
+    return made

@@ -1,0 +1,172 @@
+"""Progress, speed, checkpoints and per-pair rows: what every run writes beside its weights."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_dadpo.data.artifacts import write_atomically
+from lightning_dadpo.progress import Progress, progress
+from lightning_dadpo.types import PairBatch
+
+__all__ = ["StepProgress", "Throughput", "LastCheckpoint", "RecordPairs"]
+
+
+class StepProgress(L.Callback):
+    """A bar over optimizer steps with the time left; lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._bar: Progress | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar where the run begins or goes on."""
+        if trainer.is_global_zero:
+            total = int(trainer.estimated_stepping_batches)
+            self._bar = self._stack.enter_context(progress("training (steps)", total, trainer.global_step))
+            self._seen = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance when the optimizer has stepped."""
+        if self._bar is not None and trainer.global_step > self._seen:
+            self._bar.advance(trainer.global_step - self._seen)
+            self._seen = trainer.global_step
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        self._stack.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the message is not drawn over."""
+        self._stack.close()
+
+
+class Throughput(L.Callback):
+    """`train/tokens_per_second` (real tokens, no padding), `train/examples_per_second` and `train/peak_memory_gib`."""
+
+    def __init__(self) -> None:
+        self._tokens = self._examples = 0
+        self._since: float | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Counted from the batch's own integers: nothing here waits for a GPU."""
+        if self._since is None:
+            self._since = time.monotonic()
+        self._tokens += batch.real_tokens
+        self._examples += len(batch)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log beside the other training values."""
+        if self._since is None or trainer.fit_loop._should_accumulate():
+            return
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            seconds = time.monotonic() - self._since
+            world = trainer.world_size
+            pl_module.log("train/tokens_per_second", self._tokens * world / seconds)
+            pl_module.log("train/examples_per_second", self._examples * world / seconds)
+            pl_module.log("train/peak_memory_gib", _peak_memory_gib(pl_module.device))
+            self._tokens, self._examples, self._since = 0, 0, None
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """`last.ckpt`: everything that a killed run needs to go on, every N steps and at the end.
+
+    Lightning writes beside the old file and renames, so a kill during the write leaves the previous one whole.
+
+    Args:
+        every_n_steps: optimizer steps between two checkpoints.
+        dirpath: folder; by default `checkpoints` under `trainer.default_root_dir`.
+    """
+
+    def __init__(self, every_n_steps: int = 100, dirpath: str | None = None) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="last",
+            every_n_train_steps=every_n_steps,
+            save_top_k=1,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Put the folder where a rerun of the same command finds it."""
+        self.dirpath = self.dirpath or str(Path(trainer.default_root_dir) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The last step too, when it is no multiple of N."""
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        super().on_train_end(trainer, pl_module)
+
+
+class RecordPairs(L.Callback):
+    """Writes one row a pair: `predictions.jsonl` of `predict`, `validation_pairs.jsonl` of the latest validation.
+
+    A row holds the pair's id, log-probs of the policy and of every anchor in nats, margin and implicit rewards.
+
+    Args:
+        folder: where to; by default `trainer.default_root_dir`.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+        self._rows: list[dict[str, Any]] = []
+
+    def _keep(self, outputs: Any) -> None:
+        if not isinstance(outputs, dict) or "pair_ids" not in outputs:
+            return
+        columns = {name: value.float().cpu().tolist() for name, value in outputs["values"].items()}
+        for index, (pair_id, weight) in enumerate(zip(outputs["pair_ids"], outputs["weights"].tolist(), strict=True)):
+            if weight:
+                self._rows.append({"pair_id": pair_id} | {name: column[index] for name, column in columns.items()})
+
+    def _write(self, trainer: L.Trainer, name: str) -> None:
+        rows = self._rows
+        self._rows = []
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, rows)
+            rows = [row for part in gathered for row in part]
+        if trainer.is_global_zero and rows and not trainer.sanity_checking:
+            folder = Path(self.folder or trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            text = "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["pair_id"]))
+            write_atomically(folder / name, text)
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        """Keep the rows of the batch."""
+        self._keep(outputs)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the rows of the latest validation."""
+        self._write(trainer, "validation_pairs.jsonl")
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: PairBatch, *_: Any) -> None:
+        """Keep the rows of the batch."""
+        self._keep(outputs)
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write all rows."""
+        self._write(trainer, "predictions.jsonl")

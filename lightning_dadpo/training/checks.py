@@ -1,0 +1,136 @@
+"""Before the first step: do the scores on disk belong to this student and this teacher?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from lightning_dadpo.data.batching import collate_pairs
+from lightning_dadpo.data.rows import PairRow
+from lightning_dadpo.errors import AuditError
+from lightning_dadpo.models.loading import load_frozen
+from lightning_dadpo.models.numerics import inference_precision
+from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.scoring.audit import (
+    Tolerance,
+    audit_live,
+    audit_own_samples,
+    audit_rows,
+    audit_sampler,
+    measure_tolerance,
+    saturation,
+)
+from lightning_dadpo.scoring.live import AutocastScorer, LiveScorer
+from lightning_dadpo.training.preference import PreferenceModule
+from lightning_dadpo.types import PairBatch, PairLogProbs
+
+__all__ = ["CheckScores"]
+
+
+class CheckScores(L.Callback):
+    """Runs the step-0 oracle, the teacher's audit and the saturation report; stops a run that would train on wrong
+    numbers, naming the row and both numbers (METHOD, consequences 3 and 9; traps C2, C5, C6, D7). Fresh runs only.
+
+    Args:
+        starts_at_reference: the student starts as the reference, so D_start must equal D_reference pair by pair.
+        teacher: scores some rows of the teacher's cache again, each alone in its batch; leave it out where the
+            teacher does not fit beside the student (`dadpo score` made the same audit when it wrote the cache).
+        chosen_from_teacher: the chosen responses are the teacher's own samples.
+        rows: pairs that the oracle looks at.
+    """
+
+    def __init__(
+        self,
+        starts_at_reference: bool = True,
+        teacher: ModelSpec | None = None,
+        chosen_from_teacher: bool = True,
+        rows: int = 8,
+    ) -> None:
+        self.starts_at_reference, self.teacher = starts_at_reference, teacher
+        self.chosen_from_teacher, self.rows = chosen_from_teacher, rows
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the first optimizer step of a run that is not resumed."""
+        if trainer.global_step > 0 or not isinstance(pl_module, PreferenceModule):
+            return
+        pairs: list[PairRow] = trainer.datamodule.rows["train"]  # type: ignore[attr-defined]
+        if "reference" in pl_module.scorers and self.starts_at_reference:
+            self._step_zero(trainer, pl_module, pairs)
+        if "teacher" in pl_module.scorers:
+            self._audit_teacher(pl_module, pairs)
+        self._report(trainer, pl_module, pairs)
+
+    def _step_zero(self, trainer: L.Trainer, module: PreferenceModule, pairs: list[PairRow]) -> None:
+        """Step-0 oracle: the student in eval mode gives each pair the loss that the anchors alone predict.
+
+        loss_0 = softplus(sum_k b_k (D_k - D_ref)) pair by pair, and D_start = D_ref.
+        """
+        student = _Student(trainer, module)
+        rows = audit_rows(pairs, self.rows)
+        device = module.device
+        tolerance = measure_tolerance(student, rows, device, exact=str(trainer.precision) == "32-true")
+        worst = 0.0
+        for pair in rows:
+            batch = collate_pairs([pair]).to(device)
+            policy, anchors = student.score(batch), module.anchor_log_probs(batch)
+            self._compare(pair, policy, anchors["reference"], tolerance)
+            predicted = module.loss(anchors["reference"], anchors).loss
+            found = module.loss(policy, anchors).loss
+            worst = max(worst, float((predicted - found).abs().max()))
+        print(f"step-0 oracle: student = reference on {len(rows)} pairs; largest difference in loss {worst:.2e}")
+
+    @staticmethod
+    def _compare(pair: PairRow, policy: PairLogProbs, reference: PairLogProbs, tolerance: Tolerance) -> None:
+        sides = (("chosen", policy.chosen, reference.chosen), ("rejected", policy.rejected, reference.rejected))
+        for side, start, stored in sides:
+            if bool(tolerance.exceeded(start.total, stored.total).any()):
+                raise AuditError(
+                    f"step-0 oracle: pair {pair.pair_id} (prompt {pair.prompt_id}), {side} response: the student "
+                    f"starts at {float(start.total):.4f} nats, the reference has {float(stored.total):.4f}; "
+                    "the reference's scores are not this student's"
+                )
+
+    def _audit_teacher(self, module: PreferenceModule, pairs: list[PairRow]) -> None:
+        stored = module.scorers["teacher"]
+        if "teacher" not in module.frozen and self.teacher is not None:
+            precision = inference_precision(module.device)
+            model = load_frozen(self.teacher, precision, module.device)
+            live = AutocastScorer(LiveScorer(model), precision)
+            tolerance = audit_live("teacher", stored, live, pairs, module.device, exact=precision == "32-true")
+            if self.chosen_from_teacher:
+                compared = audit_sampler("teacher", stored, pairs, ["chosen"], tolerance)
+                print(f"audit of the teacher: {min(8, len(pairs))} pairs scored again, {compared} samples compared")
+        if self.chosen_from_teacher and "teacher" not in module.frozen and "reference" in module.scorers:
+            if "reference" in module.frozen:
+                return
+            own, students = audit_own_samples(stored, module.scorers["reference"], pairs)
+            print(f"its own samples get {own:.2f} nats a response from the teacher, {students:.2f} from the reference")
+
+    @staticmethod
+    def _report(trainer: L.Trainer, module: PreferenceModule, pairs: list[PairRow]) -> None:
+        tables = {name: scorer for name, scorer in module.scorers.items() if name not in module.frozen}
+        if {"reference", "teacher"} <= set(tables):
+            batch = collate_pairs(pairs)
+            scores = {name: scorer.score(batch) for name, scorer in tables.items()}
+            betas = {name: beta for name, beta in getattr(module.loss, "betas", {}).items() if name in scores}
+            for line in saturation(scores, betas).lines():
+                print(line)
+
+
+class _Student:
+    """The student as a scorer: eval mode and no gradients while it is asked, under the trainer's autocast."""
+
+    def __init__(self, trainer: L.Trainer, module: PreferenceModule) -> None:
+        self.trainer, self.module = trainer, module
+
+    @torch.no_grad()
+    def score(self, batch: PairBatch) -> PairLogProbs:
+        student: Any = self.module.student
+        student.eval()
+        try:
+            with self.trainer.precision_plugin.forward_context():
+                return self.module.policy_log_probs(batch)
+        finally:
+            student.train()
