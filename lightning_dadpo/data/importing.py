@@ -305,7 +305,9 @@ def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     """
     if chosen == rejected:
         raise _UnusableRowError("identical", "`chosen` and `rejected` are the same text")
-    shared = os.path.commonprefix([chosen, rejected])
+    both = zip(chosen, rejected, strict=False)
+    parting = next((index for index, (a, b) in enumerate(both) if a != b), min(len(chosen), len(rejected)))
+    shared = chosen[:parting]
     boundary = next((index for index in reversed(range(len(shared))) if shared[index].isspace()), 0)
     if not shared[:boundary].strip():
         raise _UnusableRowError("prompts_differ", "no `prompt`, and `chosen` and `rejected` begin with no common word")
