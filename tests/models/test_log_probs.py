@@ -1,0 +1,245 @@
+"""The policy's log-probs against a plain full forward and float64 loops, on a tiny Llama."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+
+from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.models.log_probs import check_trunk_and_head, model_log_probs, response_logits
+from lightning_dadpo.types import SequenceBatch, SequenceLogProbs
+from tests import oracles
+from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
+
+ROWS = [(9, 5), (3, 14), (1, 1), (20, 2), (6, 6)]  # (prompt, response) tokens
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_folder)
+
+
+def batch_of(rows: list[tuple[int, int]], seed: int = 0) -> SequenceBatch:
+    """Right-padded with the end-of-turn id, which also ends every response."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((len(rows), max(p + r for p, r in rows)), END_OF_TURN)
+    for row, (prompt, response) in enumerate(rows):
+        ids[row, : prompt + response - 1] = torch.randint(3, VOCABULARY, (prompt + response - 1,), generator=generator)
+    prompts = torch.tensor([p for p, _ in rows])
+    return SequenceBatch(ids, prompts, prompts + torch.tensor([r for _, r in rows]))
+
+
+def one_row(batch: SequenceBatch, row: int) -> SequenceBatch:
+    """The row alone, without padding."""
+    length = batch.lengths[row : row + 1]
+    return SequenceBatch(batch.input_ids[row : row + 1, : int(length)], batch.prompt_lengths[row : row + 1], length)
+
+
+def oracle_rows(model: Any, batch: SequenceBatch) -> list[tuple[float, int]]:
+    """Every row alone through the model's own full forward, the rest in Python."""
+    found = []
+    for row in range(len(batch.lengths)):
+        alone = one_row(batch, row)
+        with torch.no_grad():
+            logits = model(alone.input_ids).logits[0].double().tolist()
+        ids = alone.input_ids[0].tolist()
+        found.append(oracles.sequence_log_prob(logits, ids, int(alone.prompt_lengths), int(alone.lengths)))
+    return found
+
+
+def agrees(found: SequenceLogProbs, expected: list[tuple[float, int]]) -> bool:
+    totals = pytest.approx([total for total, _ in expected], rel=1e-4)
+    return bool(found.total.tolist() == totals) and found.num_tokens.tolist() == [count for _, count in expected]
+
+
+def test_a_padded_batch_equals_the_full_forward_of_each_row_alone(model: Any) -> None:
+    batch = batch_of(ROWS)
+    with torch.no_grad():
+        found = model_log_probs(model, batch)
+    assert agrees(found, oracle_rows(model, batch))
+    assert found.total.dtype == torch.float32
+
+
+def test_rows_do_not_depend_on_their_neighbours_or_their_order(model: Any) -> None:
+    batch = batch_of(ROWS)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    with torch.no_grad():
+        together = model_log_probs(model, batch)
+        moved = SequenceBatch(batch.input_ids[order], batch.prompt_lengths[order], batch.lengths[order])
+        shuffled = model_log_probs(model, moved)
+        alone = torch.cat([model_log_probs(model, one_row(batch, row)).total for row in range(len(ROWS))])
+    assert shuffled.total.tolist() == pytest.approx(together.total[order].tolist(), rel=1e-5)
+    assert alone.tolist() == pytest.approx(together.total.tolist(), rel=1e-5)
+
+
+def test_gradients_equal_those_through_the_full_logits_with_a_coefficient_for_each_row(model: Any) -> None:
+    """Trap B9 and the tied head (B7), through a real transformer."""
+    batch, coefficients = batch_of(ROWS), torch.tensor([0.7, -1.3, 2.9, 0.1, 1.0])
+
+    def gradients(totals: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        (totals * coefficients).sum().backward()  # type: ignore[no-untyped-call]
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    full = []
+    for row in range(len(ROWS)):
+        alone = one_row(batch, row)
+        log_probs = model(alone.input_ids).logits[0].log_softmax(dim=-1)
+        span = range(int(alone.prompt_lengths), int(alone.lengths))
+        full.append(torch.stack([log_probs[t - 1, alone.input_ids[0, t]] for t in span]).sum())
+    expected, found = gradients(torch.stack(full)), gradients(model_log_probs(model, batch).total)
+    model.zero_grad()
+    assert "model.embed_tokens.weight" in expected
+    for name, gradient in expected.items():
+        scale = gradient.abs().max().item()
+        assert scale > 0, name
+        assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-4 * scale), name
+
+
+def test_B4_left_padding_in_a_batch_that_promises_right_padding_is_noticed(model: Any) -> None:
+    batch = batch_of(ROWS)
+    width = batch.input_ids.shape[1]
+    left = torch.full_like(batch.input_ids, END_OF_TURN)
+    for row, length in enumerate(batch.lengths.tolist()):
+        left[row, width - length :] = batch.input_ids[row, :length]
+    shift = width - batch.lengths
+    defective = SequenceBatch(left, batch.prompt_lengths + shift, torch.full_like(batch.lengths, width))
+    with torch.no_grad():
+        assert not agrees(model_log_probs(model, defective), oracle_rows(model, batch))
+
+
+def test_B4_positions_that_count_padding_are_noticed(model: Any) -> None:
+    """Prompts padded to one width before the responses: masked, but without position ids RoPE is shifted."""
+    batch = batch_of(ROWS)
+    expected = oracle_rows(model, batch)
+    widest, longest = int(batch.prompt_lengths.max()), int(batch.num_response_tokens.max())
+
+    def scored(with_positions: bool) -> SequenceLogProbs:
+        totals, counts = [], []
+        for row, (prompt, response) in enumerate(ROWS):
+            ids, mask = torch.full((widest + longest,), END_OF_TURN), torch.zeros(widest + longest)
+            ids[:prompt], mask[:prompt] = batch.input_ids[row, :prompt], 1
+            response_span = slice(widest, widest + response)
+            ids[response_span], mask[response_span] = batch.input_ids[row, prompt : prompt + response], 1
+            positions = (mask.cumsum(0) - 1).clamp(min=0).long()[None] if with_positions else None
+            logits = model(ids[None], attention_mask=mask[None], position_ids=positions).logits[0].double().tolist()
+            at = [prompt - 1, *range(widest, widest + response - 1)]
+            targets = ids[widest : widest + response].tolist()
+            totals.append(sum(oracles.log_softmax(logits[i])[t] for i, t in zip(at, targets, strict=True)))
+            counts.append(response)
+        return SequenceLogProbs(torch.tensor(totals), torch.tensor(counts))
+
+    with torch.no_grad():
+        assert agrees(scored(with_positions=True), expected)
+        assert not agrees(scored(with_positions=False), expected)
+
+
+def test_B3_one_model_scored_twice_has_no_reward_and_in_another_dtype_it_has(model: Any) -> None:
+    batch = batch_of(ROWS)
+    with torch.no_grad():
+        policy, reference = model_log_probs(model, batch), model_log_probs(model, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            defective = model_log_probs(model, batch)
+    assert torch.equal(policy.total, reference.total)
+    assert (policy.total - defective.total).abs().max() > 1e-3
+
+
+def test_B6_dropout_follows_the_models_mode(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path / "dropout", dropout=0.5))
+    batch = batch_of(ROWS)
+    with torch.no_grad():
+        expected = oracle_rows(model, batch)
+        assert agrees(model_log_probs(model.eval(), batch), expected)
+        assert not agrees(model_log_probs(model.train(), batch), expected)
+        assert model.training  # scoring changes no mode
+
+
+def test_C4_scoring_leaves_the_random_state_alone(model: Any) -> None:
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        model_log_probs(model, batch_of(ROWS))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_bfloat16_autocast_stays_near_and_sums_in_float32(model: Any) -> None:
+    batch = batch_of(ROWS)
+    expected = oracle_rows(model, batch)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = model_log_probs(model, batch)
+    assert found.total.dtype == torch.float32
+    for total, (exact, tokens) in zip(found.total.tolist(), expected, strict=True):
+        assert abs(total - exact) < 0.3 * tokens  # nats; the matrix products are bfloat16
+
+
+def test_response_logits_are_the_full_forwards_rows_that_predict_the_response(model: Any) -> None:
+    batch = batch_of(ROWS)
+    expected = []
+    with torch.no_grad():
+        found = response_logits(model, batch)
+        for row in range(len(ROWS)):
+            alone = one_row(batch, row)
+            expected.append(model(alone.input_ids).logits[0, int(alone.prompt_lengths) - 1 : -1])
+    assert found.shape == (int(batch.num_response_tokens.sum()), VOCABULARY)
+    assert torch.allclose(found, torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_plain_model_passes_the_check(model: Any) -> None:
+    check_trunk_and_head(model, "tiny")
+
+
+class ScaledLogits(nn.Module):
+    """A model whose forward multiplies the head's logits, its trunk and head left as they are."""
+
+    def __init__(self, inner: Any, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor, self.base_model = inner, factor, inner.base_model
+
+    def get_output_embeddings(self) -> Any:
+        return self.inner.get_output_embeddings()
+
+    def forward(self, **arguments: Any) -> Any:
+        output = self.inner(**arguments)
+        output.logits = output.logits * self.factor
+        return output
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.1, 2.0])
+def test_scaled_logits_are_refused_by_the_models_name(model: Any, factor: float) -> None:
+    with pytest.raises(ConfigError, match="some/model") as refused:
+        check_trunk_and_head(ScaledLogits(model, factor), "some/model")
+    assert "\n" not in str(refused.value)
+
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.5])
+def test_a_gemma2_with_a_soft_cap_is_refused(spread: float) -> None:
+    """Also with small random weights, where the cap of 30 changes little: training would reach it."""
+    torch.manual_seed(0)
+    config = Gemma2Config(**SMALL, head_dim=8, initializer_range=spread, final_logit_softcapping=30.0)
+    with pytest.raises(ConfigError, match="gemma"):
+        check_trunk_and_head(Gemma2ForCausalLM(config).eval(), "gemma")
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.5])
+def test_a_granite_with_scaled_logits_is_refused(spread: float) -> None:
+    torch.manual_seed(0)
+    config = GraniteConfig(**SMALL, initializer_range=spread, logits_scaling=8.0)
+    with pytest.raises(ConfigError, match="granite"):
+        check_trunk_and_head(GraniteForCausalLM(config).eval(), "granite")
