@@ -48,7 +48,9 @@ class _Lines:
         if now - self.said >= SECONDS_BETWEEN_LINES or self.done >= self.total:
             self.said = now
             left = (now - self.start) / max(1, self.done - self.begun_at) * (self.total - self.done)
-            print(f"{self.what}: {self.done}/{self.total}, {now - self.start:.0f} s, about {left:.0f} s left", flush=True)
+            print(
+                f"{self.what}: {self.done}/{self.total}, {now - self.start:.0f} s, about {left:.0f} s left", flush=True
+            )
 
     def close(self) -> None:
         pass

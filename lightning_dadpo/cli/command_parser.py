@@ -11,7 +11,7 @@ __all__ = ["CommandParser", "one_line"]
 
 
 def one_line(message: str) -> str:
-    """jsonargparse explains over several indented lines; this joins them, and shortens what is very long."""
+    """Jsonargparse explains over several indented lines; this joins them, and shortens what is very long."""
     lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
     text = " ".join(lines)
     return text if len(text) < 600 else f"{text[:300]} ... {text[-250:]}"

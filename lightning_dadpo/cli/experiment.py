@@ -59,6 +59,7 @@ class Experiment:
         sampling: settings of every sampling; the seed is the teacher's, students take the next one.
         batch_size: responses drawn at a time.
         score_batch: pairs scored at a time.
+        keep_cut: keep chosen responses that the length cap cut, in dSFT and in pairs; they are dropped otherwise.
         launch: what the trainings are started with, for example [torchrun, --nproc_per_node, "2"].
         notes: sentences for the report about what this experiment can and cannot show.
     """
@@ -75,6 +76,7 @@ class Experiment:
     sampling: SamplerSettings = field(default_factory=SamplerSettings)
     batch_size: int = 32
     score_batch: int = 8
+    keep_cut: bool = False
     launch: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -111,7 +113,7 @@ def read_experiment(path: str) -> Experiment:
     text = Path(path).read_text("utf-8")
     indented = "experiment:\n" + "".join(f"  {line}\n" for line in text.splitlines())
     config = parser.parse_string(indented, cfg_path=path)
-    experiment: Experiment = parser.instantiate_classes(config).experiment
+    experiment: Experiment = parser.instantiate(config).experiment
     for recipe in (experiment.dsft, *experiment.objectives.values()):
         for file in recipe.configs:
             if not Path(file).is_file():

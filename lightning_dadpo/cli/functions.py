@@ -8,6 +8,9 @@ from lightning_dadpo.cli.command_parser import CommandParser
 
 __all__ = ["run_function"]
 
+TAKES_A_PATH = ("run", "report")
+"""Commands whose first argument is a path and needs no flag."""
+
 
 def run_function(name: str, module: str, function: str, summary: str, arguments: list[str]) -> int:
     """Parse `arguments` for the function and call it.
@@ -17,8 +20,8 @@ def run_function(name: str, module: str, function: str, summary: str, arguments:
     target = getattr(import_module(module), function)
     parser = CommandParser(prog=f"dadpo {name}", description=summary)
     parser.add_argument("-c", "--config", action="config", help="a YAML file with any of the options below")
-    parser.add_function_arguments(target, as_group=False, fail_untyped=True)
-    config = parser.instantiate_classes(parser.parse_args(arguments))
+    parser.add_function_arguments(target, as_group=False, as_positional=name in TAKES_A_PATH)
+    config = parser.instantiate(parser.parse_args(arguments))
     values = {key: value for key, value in config.as_dict().items() if key != "config"}
     result = target(**values)
     if isinstance(result, int):

@@ -25,7 +25,7 @@ FUNCTIONS = {
     "pair": ("lightning_dadpo.data.pairing", "make_pairs", "join chosen and rejected responses into pairs"),
     "import": ("lightning_dadpo.cli.importing", "import_preferences", "make pairs of your own preference data"),
     "score": ("lightning_dadpo.scoring.stage", "score", "score pairs once with a frozen model, audited"),
-    "evaluate": ("lightning_dadpo.cli.evaluating", "evaluate", "measure students against the teacher"),
+    "evaluate": ("lightning_dadpo.evaluation.evaluate", "evaluate", "measure students against the teacher"),
     "export": ("lightning_dadpo.cli.exporting", "export", "a checkpoint or a model as a plain folder for transformers"),
     "report": ("lightning_dadpo.cli.reporting", "report", "write the HTML report of an experiment"),
     "run": ("lightning_dadpo.cli.running", "run", "walk a whole experiment, stage by stage"),
@@ -56,12 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `sys.argv` is left alone: Lightning's launchers start further processes with it.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if arguments[0] in ("-V", "--version"):
-        print(__version__)
-        return 0
     try:
         return _dispatch(arguments)
     except DadpoError as error:
@@ -76,7 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    name = arguments[0]
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_help(), flush=True)
+        return 0
+    if name in ("-V", "--version"):
+        print(__version__)
+        return 0
     if name in LIGHTNING:
         from lightning_dadpo.cli.training import run_lightning
 

@@ -82,7 +82,10 @@ def _identity(spec: ModelSpec) -> Any:
     folder = Path(spec.path)
     if "runs" in folder.parts or not folder.is_dir():
         return asdict(spec)
-    return [asdict(spec), [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors"))]]
+    return [
+        asdict(spec),
+        [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors"))],
+    ]
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -107,10 +110,10 @@ def plan_stages(experiment: Experiment) -> list[Stage]:
     else:
         assert experiment.student is not None
         initial = experiment.student
-    dsft = planner.fit("dsft", experiment.dsft, _supervised(initial, answers))
+    dsft = planner.fit("dsft", experiment.dsft, _supervised(initial, answers, experiment.keep_cut))
     rejected_by = ModelSpec(dsft) if experiment.rejected_from == "dsft" else initial
     rejected = planner.sample("rejected", rejected_by, ["train", "validation"], seed + 1)
-    pairs = planner.add("pairs", "pair", {"chosen": answers, "rejected": rejected})
+    pairs = planner.add("pairs", "pair", {"chosen": answers, "rejected": rejected, "keep_cut_chosen": experiment.keep_cut})
     scores = {
         anchor: planner.add(
             f"score-{anchor}",
@@ -121,7 +124,7 @@ def plan_stages(experiment: Experiment) -> list[Stage]:
     }
     students = {experiment.initial_name: initial, "dsft": ModelSpec(dsft)}
     for name, recipe in experiment.objectives.items():
-        overlay = _preference(dsft, pairs, scores)
+        overlay = _preference(dsft, pairs, scores) | _callbacks(teacher, answers, rejected)
         students[name] = ModelSpec(planner.fit(name, recipe, overlay))
     _evaluation(planner, teacher, answers, students, seed + 1)
     return planner.stages
@@ -135,14 +138,14 @@ def _teacher(planner: _Planner) -> ModelSpec:
     return ModelSpec(planner.add("teacher", "export", {"model": asdict(teacher)}))
 
 
-def _supervised(initial: ModelSpec, answers: str) -> dict[str, Any]:
+def _supervised(initial: ModelSpec, answers: str, keep_cut: bool) -> dict[str, Any]:
     return {
         "model": {"class_path": "SupervisedModule", "init_args": {"student": asdict(initial)}},
         "data": {
             "class_path": "SupervisedData",
             "init_args": {
-                "train": {"folder": answers, "split": "train"},
-                "validation": {"folder": answers, "split": "validation"},
+                "train": {"folder": answers, "split": "train", "keep_cut": keep_cut},
+                "validation": {"folder": answers, "split": "validation", "keep_cut": keep_cut},
             },
         },
     }
@@ -165,9 +168,20 @@ def _preference(dsft: str, pairs: str, scores: dict[str, str]) -> dict[str, Any]
     }
 
 
-def _evaluation(
-    planner: _Planner, teacher: ModelSpec, answers: str, students: dict[str, ModelSpec], seed: int
-) -> None:
+def _callbacks(teacher: ModelSpec, answers: str, rejected: str) -> dict[str, Any]:
+    """What only the pipeline can fill in: the teacher that is audited and the answers to compare with."""
+    watch = {"teacher": asdict(teacher), "teacher_responses": answers, "reference_responses": rejected}
+    return {
+        "trainer": {
+            "callbacks+": [
+                {"class_path": "CheckScores", "init_args": {"teacher": asdict(teacher)}},
+                {"class_path": "WatchDistances", "init_args": watch},
+            ]
+        }
+    }
+
+
+def _evaluation(planner: _Planner, teacher: ModelSpec, answers: str, students: dict[str, ModelSpec], seed: int) -> None:
     candidates = {
         name: {"model": asdict(model), "responses": planner.sample(f"heldout-{name}", model, ["heldout"], seed)}
         for name, model in students.items()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -60,7 +61,8 @@ class _CLI(LightningCLI):  # type: ignore[misc]
         path = config.get("ckpt_path")
         if path not in (None, "best", "last", "hpc", "registry") and not Path(path).exists():
             raise ConfigError(f"--ckpt_path {path}: no such checkpoint")
-        print(describe())
+        if "DADPO_IN_EXPERIMENT" not in os.environ:  # `dadpo run` has said it once for all stages
+            print(describe())
 
 
 def run_lightning(arguments: list[str]) -> None:
@@ -79,5 +81,5 @@ def run_lightning(arguments: list[str]) -> None:
         trainer_defaults=DEFAULTS | {"precision": training_precision()},
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        args=arguments,
+        args=None if arguments == sys.argv[1:] else arguments,
     )

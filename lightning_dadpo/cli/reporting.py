@@ -1,0 +1,62 @@
+"""`dadpo report`: an experiment's folder to one HTML file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning_dadpo.data.artifacts import read_manifest
+from lightning_dadpo.errors import ArtifactError
+from lightning_dadpo.reports.inputs import ReportInputs
+from lightning_dadpo.reports.page import write_report
+
+__all__ = ["report"]
+
+
+def report(folder: str, out: str | None = None) -> Path:
+    """Write the report of an experiment that `dadpo run` has finished.
+
+    Args:
+        folder: the experiment's folder, for example runs/demo.
+        out: where to; by default report.html in that folder.
+
+    Raises:
+        ArtifactError: the folder holds no finished experiment.
+    """
+    root = Path(folder)
+    index = root / "experiment.json"
+    if not index.is_file():
+        raise ArtifactError(f"{root}: no experiment.json; finish `dadpo run` first")
+    return write_report(_inputs(root, json.loads(index.read_text("utf-8"))), Path(out or root / "report.html"))
+
+
+def _inputs(root: Path, index: dict[str, Any]) -> ReportInputs:
+    folders = {stage["name"]: Path(stage["folder"]) for stage in index["stages"]}
+    fits = {stage["name"]: Path(stage["folder"]) for stage in index["stages"] if stage["command"] == "fit"}
+    stages = [{"name": name, "folder": path.name, **_manifest(path)} for name, path in folders.items()]
+    return ReportInputs(
+        title=f"{index['name']}: a small student after its teacher",
+        experiment=index["name"],
+        summary=json.loads((root / "summary.json").read_text("utf-8")),
+        curves={name: path / "curves" / "metrics.csv" for name, path in fits.items()},
+        scores=_named(folders, "score-"),
+        pairs=folders.get("pairs"),
+        predictions={name: path / "validation_pairs.jsonl" for name, path in fits.items() if name != "dsft"},
+        responses={"teacher": folders["sample-teacher"], **_named(folders, "heldout-", "sample-")},
+        configuration=index["configuration"],
+        stages=stages,
+        notes=index["notes"],
+        command=index["command"],
+    )
+
+
+def _named(folders: dict[str, Path], prefix: str, before: str = "") -> dict[str, Path]:
+    start = before + prefix
+    return {name.removeprefix(start): path for name, path in folders.items() if name.startswith(start)}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = asdict(read_manifest(folder))
+    return {key: manifest[key] for key in ("seconds", "counts", "results", "versions")}

@@ -1,0 +1,187 @@
+"""`dadpo run` and `dadpo demo`: walk the stages, each as its own process, skipping what is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_dadpo.cli.experiment import Experiment, read_experiment
+from lightning_dadpo.cli.stages import Stage, plan_stages
+from lightning_dadpo.data.artifacts import draft, read_manifest, write_atomically
+from lightning_dadpo.errors import ConfigError
+
+__all__ = ["run", "demo", "DEMO"]
+
+DEMO = "configs/recipes/demo.yaml"
+
+
+def run(experiment: str) -> int:
+    """Walk an experiment: what is finished is skipped, what was killed goes on where it stopped.
+
+    Args:
+        experiment: the experiment's YAML, for example configs/recipes/demo.yaml.
+
+    Returns:
+        0; or the exit status of the stage that failed.
+    """
+    return _walk(read_experiment(experiment), experiment)[0]
+
+
+def demo(experiment: str = DEMO) -> int:
+    """Distil a real chat model and check what comes out.
+
+    Args:
+        experiment: the experiment's YAML.
+
+    Returns:
+        0 when every check holds, 1 when one fails; or the exit status of the stage that failed.
+    """
+    read = read_experiment(experiment)
+    status, summary = _walk(read, experiment)
+    if status:
+        return status
+    from lightning_dadpo.evaluation.checks import check_summary
+
+    failures = check_summary(summary)
+    for failure in failures:
+        print(f"check failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _walk(experiment: Experiment, path: str) -> tuple[int, list[dict[str, Any]]]:
+    root, start = Path(experiment.folder), time.monotonic()
+    stages = plan_stages(experiment)
+    waiting = [stage for stage in stages if not (stage.folder / "manifest.json").is_file()]
+    if waiting:
+        root.mkdir(parents=True, exist_ok=True)
+        _say_hello(experiment, stages, waiting)
+    for stage in waiting:
+        print(f"\n[{stages.index(stage) + 1}/{len(stages)}] {stage.name}", flush=True)
+        status = _run_stage(experiment, stage)
+        if status:
+            print(f"stage {stage.name} failed with status {status}; the same command goes on here", file=sys.stderr)
+            return status, []
+        _track(experiment, stage)
+    summary_text = (stages[-1].folder / "summary.json").read_text("utf-8")
+    report = _publish(experiment, path, stages, summary_text, made_anew=bool(waiting))
+    summary: list[dict[str, Any]] = json.loads(summary_text)
+    _print_end(summary, root, report, time.monotonic() - start)
+    return 0, summary
+
+
+def _say_hello(experiment: Experiment, stages: list[Stage], waiting: list[Stage]) -> None:
+    from lightning_dadpo.cli.estimate import estimate_minutes
+    from lightning_dadpo.models.numerics import describe
+
+    print(describe())
+    done = len(stages) - len(waiting)
+    minutes = estimate_minutes(experiment, stages, waiting)
+    guess = f"about {minutes:.0f} minutes on this machine" if minutes else "no estimate for this teacher"
+    print(f"{experiment.name}: {len(stages)} stages, {done} finished; {guess}", flush=True)
+
+
+def _run_stage(experiment: Experiment, stage: Stage) -> int:
+    """Start the stage's command as a process of its own, with its settings in a YAML that repeats it by hand."""
+    settings = Path(experiment.folder) / "settings" / f"{stage.folder.name}.yaml"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    if stage.command != "fit":
+        command = [*_dadpo(), stage.command, "-c", str(settings), "--out", str(stage.folder)]
+        _write_settings(settings, command, stage.settings)
+        return _start(command)
+    made_from = {"settings": stage.settings, "configs": {file: Path(file).read_text("utf-8") for file in stage.configs}}
+    launcher = experiment.launch or [sys.executable]
+    with draft(stage.folder, "fit", made_from) as work:
+        overlay = _trainer_overlay(experiment, stage, work.path)
+        command = [*launcher, "-m", "lightning_dadpo", "fit"]
+        command += [part for file in (*stage.configs, str(settings)) for part in ("-c", file)]
+        last = work.path / "checkpoints" / "last.ckpt"
+        if last.is_file():
+            command += ["--ckpt_path", str(last)]
+        _write_settings(settings, command, overlay)
+        status = _start(command)
+        if status:
+            raise _StageFailedError(status)
+    return 0
+
+
+class _StageFailedError(ConfigError):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the training ended with status {status}; the same command goes on where it stopped")
+        self.status = status
+
+
+def _trainer_overlay(experiment: Experiment, stage: Stage, folder: Path) -> dict[str, Any]:
+    tracking = {"experiment": experiment.name, "stage": stage.name, "run_id": stage.folder.name}
+    settings: dict[str, Any] = json.loads(json.dumps(stage.settings))
+    trainer = settings.setdefault("trainer", {})
+    trainer["default_root_dir"] = str(folder)
+    curves = {"save_dir": str(folder), "name": "", "version": "curves"}
+    trainer["logger"] = [
+        {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": curves},
+        {"class_path": "ExperimentLogger", "init_args": {**tracking, "save_dir": str(experiment.folder)}},
+    ]
+    return settings
+
+
+def _dadpo() -> list[str]:
+    return [sys.executable, "-m", "lightning_dadpo"]
+
+
+def _write_settings(path: Path, command: list[str], settings: dict[str, Any]) -> None:
+    shown = " ".join(["dadpo", *command[command.index("lightning_dadpo") + 1 :]])
+    write_atomically(path, f"# {shown}\n{yaml.safe_dump(settings, sort_keys=False)}")
+
+
+def _start(command: list[str]) -> int:
+    environment = {**os.environ, "DADPO_IN_EXPERIMENT": "1"}
+    return subprocess.run(command, check=False, env=environment).returncode
+
+
+def _track(experiment: Experiment, stage: Stage) -> None:
+    if stage.command == "fit":
+        return  # it has a run of its own, with curves
+    from lightning_dadpo.tracking.runs import record_stage
+
+    manifest = read_manifest(stage.folder)
+    root = Path(experiment.folder)
+    record_stage(experiment.name, stage.name, stage.folder.name, stage.folder, manifest, root)
+
+
+def _publish(experiment: Experiment, path: str, stages: list[Stage], summary: str, made_anew: bool) -> Path:
+    """summary.json, experiment.json and the report; made again only when something is new."""
+    root = Path(experiment.folder)
+    report = root / "report.html"
+    index = {
+        "name": experiment.name,
+        "command": f"dadpo run {path}",
+        "notes": experiment.notes,
+        "configuration": yaml.safe_dump(asdict(experiment), sort_keys=False),
+        "stages": [{"name": s.name, "command": s.command, "folder": str(s.folder)} for s in stages],
+    }
+    text = json.dumps(index, indent=1)
+    same = (root / "experiment.json").is_file() and (root / "experiment.json").read_text("utf-8") == text
+    if made_anew or not same or not report.is_file() or not (root / "summary.json").is_file():
+        write_atomically(root / "experiment.json", text)
+        write_atomically(root / "summary.json", summary)
+        status = _start([*_dadpo(), "report", str(root)])
+        if status:
+            raise ConfigError(f"the report failed with status {status}")
+    return report
+
+
+def _print_end(summary: list[dict[str, Any]], root: Path, report: Path, seconds: float) -> None:
+    from rich.console import Console
+
+    from lightning_dadpo.reports.table import terminal_table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(terminal_table(summary))
+    print(f"summary: {root / 'summary.json'}\nreport:  {report}\n{seconds / 60:.1f} minutes in this run")
