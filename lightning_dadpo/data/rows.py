@@ -7,7 +7,7 @@ person can read it, and `repr` keeps every digit of a float64.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from hashlib import sha256
@@ -120,7 +120,7 @@ def content_digest(*parts: Any) -> str:
 
 
 @lru_cache
-def _adapter(row_type: type[Row]) -> TypeAdapter[Row]:
+def _adapter(row_type: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(row_type)
 
 
@@ -131,11 +131,12 @@ def parse_row(line: str | bytes, row_type: type[Row], place: str) -> Row:
         DataError: naming `place`, the field and what was expected there.
     """
     try:
-        return _adapter(row_type).validate_json(line)
+        row: Row = _adapter(row_type).validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{place}: {f'`{field}`: ' if field else ''}{first['msg']}") from error
+    return row
 
 
 def read_rows(path: str | Path, row_type: type[Row]) -> Iterator[Row]:

@@ -27,7 +27,7 @@ def has_fast_bfloat16(device: torch.device | None = None) -> bool:
     """True where the hardware multiplies bfloat16 natively; elsewhere it is emulated and 100 times slower."""
     device = device or default_device()
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False

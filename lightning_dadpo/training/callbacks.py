@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_dadpo.data.artifacts import write_atomically
 from lightning_dadpo.progress import Progress, progress
+from lightning_dadpo.training.student import logging_interval
 from lightning_dadpo.types import PairBatch
 
 __all__ = ["StepProgress", "Throughput", "LastCheckpoint", "RecordPairs"]
@@ -74,7 +75,7 @@ class Throughput(L.Callback):
         """Log beside the other training values."""
         if self._since is None or trainer.fit_loop._should_accumulate():
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % logging_interval(trainer) == 0:
             seconds = time.monotonic() - self._since
             world = trainer.world_size
             pl_module.log("train/tokens_per_second", self._tokens * world / seconds)

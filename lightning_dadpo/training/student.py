@@ -17,7 +17,7 @@ from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.metrics import ExampleMeans
 from lightning_dadpo.training.optimization import Schedule, parameter_groups, warmup_then_cosine
 
-__all__ = ["StudentModule"]
+__all__ = ["StudentModule", "logging_interval"]
 
 FROZEN = "frozen."
 
@@ -44,8 +44,8 @@ class StudentModule(L.LightningModule):
         self.training_means = ExampleMeans(names)
         self.evaluation_means = ExampleMeans(names)
         self.strict_loading = False  # the frozen models' keys are not in a checkpoint; on_load_checkpoint is strict
-        self.register_state_dict_post_hook(_drop_frozen)
-        self.register_load_state_dict_post_hook(_forgive_frozen)
+        self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_forgive_frozen)  # type: ignore[no-untyped-call]
 
     def configure_model(self) -> None:
         """Load the student, in float32 and in training mode; Lightning may call this more than once."""
@@ -95,14 +95,14 @@ class StudentModule(L.LightningModule):
 
     def log_training_means(self) -> None:
         """Means since the last time, once every `log_every_n_steps`: no other step waits for a GPU."""
-        due = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+        due = (self.trainer.global_step + 1) % logging_interval(self.trainer) == 0
         if due and not self.trainer.fit_loop._should_accumulate():
             self._log_means("train", self.training_means)
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The gradient norm before clipping, on steps that are logged."""
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % logging_interval(self.trainer) == 0:
             gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 
@@ -117,6 +117,11 @@ class StudentModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Every mean over the test split."""
         self._log_means("test", self.evaluation_means)
+
+
+def logging_interval(trainer: L.Trainer) -> int:
+    """Optimizer steps between two logged ones; an attribute that Lightning sets without declaring it."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
