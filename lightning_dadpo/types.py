@@ -62,7 +62,8 @@ class PairLogProbs(_Movable):
     @property
     def gap(self) -> Float[Tensor, " pairs"]:
         """D = log pi(y_w) - log pi(y_l), in nats: subtracted within one model, so that large sums cancel first."""
-        return self.chosen.total - self.rejected.total
+        wide = torch.promote_types(self.chosen.total.dtype, torch.float32)
+        return self.chosen.total.to(wide) - self.rejected.total.to(wide)
 
     def detach(self) -> PairLogProbs:
         """The same numbers outside autograd."""

@@ -26,6 +26,7 @@ __all__ = ["Manifest", "Draft", "draft", "finished", "read_manifest", "file_dige
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
+LOCK = ".lock"
 FORMAT = 1
 
 
@@ -151,11 +152,12 @@ def draft(folder: str | Path, kind: str, made_from: Mapping[str, Any]) -> Iterat
     folder, made_from, start = Path(folder), _plain(made_from), time.monotonic()
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    with (partial / ".lock").open("w") as lock:
+    with (partial / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ArtifactError(f"{partial}: another process is working there; wait for it or stop it") from None
+        _refuse_existing(folder)
         _begin(partial, made_from)
         work = Draft(partial, kind, made_from)
         yield work
@@ -184,11 +186,16 @@ def _complete(work: Draft, folder: Path, seconds: float) -> None:
         seconds=round(seconds, 1),
     )
     write_atomically(work.path / MANIFEST, json.dumps(asdict(manifest), indent=1, allow_nan=False))
-    (work.path / BEGUN).unlink()
-    (work.path / ".lock").unlink()
-    if folder.exists():
-        raise ArtifactError(f"{folder}: appeared while it was being made; nothing was overwritten")
+    _refuse_existing(folder)
     os.replace(work.path, folder)
+    # only now: a kill before the rename must leave what says what the rows were made from
+    for name in (BEGUN, LOCK):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists():
+        raise ArtifactError(f"{folder}: is there already; nothing was overwritten")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -7,13 +7,13 @@ person can read it, and `repr` keeps every digit of a float64.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -27,7 +27,7 @@ __all__ = [
 
 Row = TypeVar("Row")
 FinishReason = Literal["stop", "length"]
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -120,7 +120,7 @@ def content_digest(*parts: Any) -> str:
 
 
 @lru_cache
-def _adapter(row_type: Hashable) -> TypeAdapter[Any]:
+def _adapter(row_type: Any) -> TypeAdapter[Any]:
     return TypeAdapter(row_type)
 
 
@@ -131,7 +131,7 @@ def parse_row(line: str | bytes, row_type: type[Row], place: str) -> Row:
         DataError: naming `place`, the field and what was expected there.
     """
     try:
-        row: Row = _adapter(row_type).validate_json(line)
+        row: Row = _adapter(cast(Any, row_type)).validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

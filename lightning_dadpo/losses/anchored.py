@@ -55,14 +55,8 @@ def anchored_margin(
     Raises:
         ConfigError: the weights define no objective, or a weighted anchor has no scores.
     """
-    check_betas(betas)
-    terms = []
-    for anchor, beta in betas.items():
-        if beta > 0:
-            if anchor not in anchors:
-                raise ConfigError(f"anchor {anchor!r} has beta {beta} but no scores; there are {sorted(anchors)}")
-            terms.append(beta * (policy.gap - anchors[anchor].gap.detach()))
-    return torch.stack(terms).sum(dim=0) if len(terms) > 1 else terms[0]
+    gaps = {anchor: scores.gap for anchor, scores in anchors.items()}
+    return _weighted_differences(policy.gap, gaps, betas)
 
 
 def preference_loss(margin: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
@@ -74,8 +68,20 @@ def implicit_reward(
     policy: SequenceLogProbs, anchors: Mapping[str, SequenceLogProbs], betas: Mapping[str, float]
 ) -> Float[Tensor, " sequences"]:
     """sum_k b_k (log pi(y) - log pi_k(y)): the reward that the policy is optimal for, up to a constant a prompt."""
+    totals = {anchor: scores.total for anchor, scores in anchors.items()}
+    return _weighted_differences(policy.total, totals, betas)
+
+
+def _weighted_differences(policy: Tensor, anchors: Mapping[str, Tensor], betas: Mapping[str, float]) -> Tensor:
+    """sum_k b_k (policy - anchor_k). A single term stays as it is, so that one anchor is DPO bit for bit."""
     check_betas(betas)
-    terms = [beta * (policy.total - anchors[anchor].total) for anchor, beta in betas.items() if beta > 0]
+    terms = []
+    for name, beta in betas.items():
+        if beta > 0:
+            if name not in anchors:
+                raise ConfigError(f"anchor {name!r} has beta {beta} but no scores; there are {sorted(anchors)}")
+            assert anchors[name].shape == policy.shape, "an anchor has another number of rows than the policy"
+            terms.append(beta * (policy - anchors[name].detach()))
     return torch.stack(terms).sum(dim=0) if len(terms) > 1 else terms[0]
 
 

@@ -94,7 +94,7 @@ def test_C3_whole_lines_are_appended_to(tmp_path: Path) -> None:
 
 
 def test_a_nan_is_not_written(tmp_path: Path) -> None:
-    with RowWriter(tmp_path / "rows.jsonl") as writer, pytest.raises(ValueError, match="JSON"):
+    with RowWriter(tmp_path / "rows.jsonl") as writer, pytest.raises(ValueError, match="finite"):
         writer.write(ScoreRow("d", math.nan, 1, -1.0, 1))
     assert (tmp_path / "rows.jsonl").read_bytes() == b""
 
