@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 
 from lightning_dadpo.data.artifacts import file_digest
@@ -18,7 +20,8 @@ from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.models.spec import ModelSpec, Precision
 
 __all__ = [
-    "load_model", "load_frozen", "load_tokenizer", "end_of_turn_ids", "model_digest", "count_parameters", "autocast",
+    "load_model", "load_frozen", "load_tokenizer", "model_without_weights", "end_of_turn_ids", "model_digest",
+    "count_parameters", "autocast",
 ]  # fmt: skip
 
 Model = Any
@@ -45,13 +48,31 @@ def _loading(spec: ModelSpec, what: str) -> Iterator[None]:
     transformers.utils.logging.set_verbosity(logging.ERROR)
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, ConfigError):
+    except ConfigError:
+        raise
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"model {spec.path!r}: cannot load the {what}: {reason}") from error
+        raise DataError(f"model {spec.path!r}: its weights do not have the shapes that its config says") from error
+    except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError, StrictDataclassError) as error:
+        raise DataError(f"model {spec.path!r}: cannot load the {what}: {_reason(spec, error)}") from error
     finally:
         transformers.utils.logging.set_verbosity(previous)
+
+
+def _reason(spec: ModelSpec, error: Exception) -> str:
+    """The error's own lines as one; what the folder lacks where transformers' words mislead."""
+    folder = Path(spec.location())
+    if folder.is_dir() and spec.gguf_file is None:
+        names = sorted(path.name for path in folder.iterdir())
+        gguf = [name for name in names if name.endswith(".gguf")]
+        pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+        if "config.json" not in names:
+            return f"no config.json there{f'; name its gguf_file: {gguf[0]}' if gguf else ''}"
+        if pickled and not any(name.endswith(".safetensors") for name in names):
+            return f"{pickled[0]} holds pickled weights, which can run code; expected safetensors"
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= 300 else said[:300] + " ..."
 
 
 def load_model(spec: ModelSpec, precision: Precision = "32-true") -> Model:
@@ -59,19 +80,57 @@ def load_model(spec: ModelSpec, precision: Precision = "32-true") -> Model:
 
     Raises:
         ConfigError: the folder or package is not there.
-        DataError: it holds no loadable causal language model.
+        DataError: it holds no loadable causal language model, or not all of its weights.
     """
     arguments = _arguments(spec)
     if spec.gguf_file is not None:
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _loading(spec, "model"):
-        return transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
             spec.location(),
             dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32,
             attn_implementation=spec.attention,
             use_safetensors=True if spec.gguf_file is None else None,
+            output_loading_info=True,
             **arguments,
         )
+    _refuse_gaps(spec, model, report)
+    return model
+
+
+def _refuse_gaps(spec: ModelSpec, model: Model, report: Mapping[str, Any]) -> None:
+    """Transformers fills what the file lacks with random weights, and skips layers that the config does not count.
+
+    Raises:
+        DataError: naming the first weight, or the number of layers.
+    """
+    if missing := sorted(report["missing_keys"]):
+        raise DataError(
+            f"model {spec.path!r}: its files lack {missing[0]} and {len(missing) - 1} more weights that its config expects"
+        )
+    layers = getattr(model.config, "num_hidden_layers", None)
+    if any(name.startswith(f"model.layers.{layers}.") for name in report["unexpected_keys"]):
+        raise DataError(f"model {spec.path!r}: its files hold more layers than the {layers} that its config says")
+
+
+def model_without_weights(spec: ModelSpec) -> Model:
+    """The model's modules on the meta device, as its config says, for weights from elsewhere.
+
+    Raises:
+        ConfigError, DataError: as `load_model`.
+    """
+    arguments = _arguments(spec)
+    trusted = arguments["trust_remote_code"]
+    with _loading(spec, "config"):
+        config = transformers.AutoConfig.from_pretrained(spec.location(), **arguments)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, attn_implementation=spec.attention, trust_remote_code=trusted
+            )
+        if spec.gguf_file is None:
+            with suppress(OSError):  # no generation_config.json: the ids of config.json stand
+                model.generation_config = transformers.GenerationConfig.from_pretrained(spec.location())
+    return model
 
 
 def load_frozen(spec: ModelSpec, precision: Precision, device: torch.device | None = None) -> Model:
@@ -111,7 +170,9 @@ def model_digest(spec: ModelSpec) -> str:
     """Digest of what the weights, the config, the tokenizer and the template say; of the name for a hub model."""
     folder = Path(spec.location())
     if not folder.is_dir():
-        return sha256(f"{spec.path}@{spec.revision}".encode()).hexdigest()[:16]
-    names = ("*.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", spec.gguf_file or "*.gguf")
-    files = sorted({path for name in names for path in folder.glob(name)})
-    return sha256("".join(file_digest(path) for path in files).encode()).hexdigest()[:16]
+        return sha256(f"{spec.path}@{spec.revision}/{spec.gguf_file}".encode()).hexdigest()[:16]
+    # generation_config.json lists the ids that end a turn; older folders keep the template in tokenizer_config.json
+    names = ("*.safetensors", "*config.json", "tokenizer*", "vocab*", "merges.txt", "chat_template*", "*.gguf")
+    files = sorted({path for name in names for path in folder.glob(name) if path.is_file()})
+    said = "".join(file_digest(path) for path in files) + str(spec.gguf_file)
+    return sha256(said.encode()).hexdigest()[:16]

