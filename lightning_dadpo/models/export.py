@@ -1,0 +1,187 @@
+"""A trained student, or any model, as the plain folder that transformers loads, with a card that says what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_dadpo.data.artifacts import MANIFEST, Manifest, draft, file_digest, finished, read_manifest, versions
+from lightning_dadpo.errors import DataError
+from lightning_dadpo.models.folder import write_model_folder
+from lightning_dadpo.models.loading import (
+    count_parameters,
+    load_model,
+    load_tokenizer,
+    model_digest,
+    model_without_weights,
+)
+from lightning_dadpo.models.model_card import ModelCard, write_model_card
+from lightning_dadpo.models.spec import ModelSpec
+
+__all__ = ["export_checkpoint", "export_model"]
+
+STUDENT = "student."
+Dtype = Literal["float32", "bfloat16"]
+
+
+def export_checkpoint(
+    checkpoint: str,
+    out: str,
+    dtype: Dtype = "float32",
+    teacher: str | None = None,
+    made_with: Sequence[str] = (),
+    summary: str | None = None,
+) -> Path:
+    """Write the student of a Lightning checkpoint as a plain model folder with a model card.
+
+    Args:
+        checkpoint: one consolidated file; its entry `dadpo` says which model the student started from.
+        out: folder to make; complete or absent.
+        dtype: number format of the written weights.
+        teacher: name of the teacher, for the card.
+        made_with: artefact folders (responses, pairs, scores) whose counts the card lists.
+        summary: a summary.json, a list of rows, whose numbers the card shows.
+
+    Raises:
+        DataError: the file is no such checkpoint, or its weights are not the student's.
+        ConfigError, ArtifactError: the start model or an artefact is not there.
+    """
+    loaded = _read_checkpoint(checkpoint)
+    start = _start_model(checkpoint, loaded["dadpo"])
+    made_from = {
+        "checkpoint": file_digest(Path(checkpoint)),
+        "start": model_digest(start),
+        "dtype": dtype,
+        "teacher": teacher,
+        "made_with": [asdict(read_manifest(folder)) for folder in made_with],
+        "summary": None if summary is None else _summary(summary),
+    }
+    if finished(out, "model", made_from):
+        return Path(out)
+    model = model_without_weights(start)
+    _load_weights(model, loaded["state_dict"], checkpoint)
+    said = loaded["dadpo"]
+    card = ModelCard(
+        stage=str(said.get("stage", "training")),
+        base_model=start.path,
+        teacher=teacher,
+        pipeline=(*_history(start), f"{said.get('stage', 'training')}: weights of {Path(checkpoint).name}"),
+        objective=said.get("objective") or {},
+        counts={Path(folder).name: read_manifest(folder).counts for folder in made_with},
+        versions=versions(),
+        measured=made_from["summary"],  # type: ignore[arg-type]
+    )
+    return _write(model, start, out, made_from, dtype, card)
+
+
+def export_model(model: ModelSpec, out: str, dtype: Dtype = "float32") -> Path:
+    """Write any model that can be loaded, for example a GGUF file, as a plain model folder with a model card.
+
+    Raises:
+        ConfigError, DataError, ArtifactError: see the message.
+    """
+    made_from = {"model": model_digest(model), "dtype": dtype}
+    if finished(out, "model", made_from):
+        return Path(out)
+    source = f", file {model.gguf_file}, de-quantised" if model.gguf_file else ""
+    card = ModelCard(
+        stage="export",
+        base_model=model.path,
+        pipeline=(*_history(model), f"Written as it was loaded{source}; the weights were not trained."),
+        versions=versions(),
+    )
+    return _write(load_model(model), model, out, made_from, dtype, card)
+
+
+def _write(
+    model: Any, source: ModelSpec, out: str, made_from: Mapping[str, Any], dtype: Dtype, card: ModelCard
+) -> Path:
+    tokenizer = load_tokenizer(source)
+    with draft(out, "model", made_from) as work:
+        write_model_folder(model.to(getattr(torch, dtype)), tokenizer, work.path)
+        write_model_card(work.path, card)
+        work.results = {"parameters": count_parameters(model)}
+    return Path(out)
+
+
+def _read_checkpoint(checkpoint: str) -> dict[str, Any]:
+    path = Path(checkpoint)
+    if path.is_dir():
+        raise DataError(
+            f"{path}: a folder of a sharded checkpoint; expected one file "
+            "(save_distributed_checkpoint: false, or the strategy's own tool that consolidates it)"
+        )
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises half a dozen types for a file that is none of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: not a checkpoint that can be read safely (weights_only): {reason}") from error
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
+        raise DataError(f"{path}: not a Lightning checkpoint: no `state_dict` in it")
+    if not isinstance(loaded.get("dadpo"), dict):
+        raise DataError(f"{path}: not a checkpoint of this project: no entry `dadpo` that names the start model")
+    return loaded
+
+
+def _start_model(checkpoint: str, said: Mapping[str, Any]) -> ModelSpec:
+    try:
+        return ModelSpec(**said["student"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{checkpoint}: dadpo.student: expected the fields of a model ({error})") from error
+
+
+def _load_weights(model: Any, state: Mapping[str, Tensor], checkpoint: str) -> None:
+    """Key by key, shape by shape; a tied head may be left out, but must not differ from the embeddings.
+
+    Raises:
+        DataError: naming the first key that does not fit.
+    """
+    weights = {key.removeprefix(STUDENT): value for key, value in state.items() if key.startswith(STUDENT)}
+    if not weights:
+        raise DataError(f"{checkpoint}: no weights of a student (keys that begin with {STUDENT!r})")
+    for tied, source in dict(model.all_tied_weights_keys).items():
+        if source in weights and not torch.equal(weights.setdefault(tied, weights[source]), weights[source]):
+            raise DataError(f"{checkpoint}: {tied} differs from {source}, but the model ties them")
+    expected = model.state_dict()
+    if strange := sorted(expected.keys() ^ weights.keys()):
+        key = strange[0]
+        raise DataError(f"{checkpoint}: {STUDENT}{key} is {'missing' if key in expected else 'not in the start model'}")
+    for key, value in weights.items():
+        if value.shape != expected[key].shape:
+            shapes = f"{tuple(value.shape)}, expected {tuple(expected[key].shape)}"
+            raise DataError(f"{checkpoint}: {STUDENT}{key} has shape {shapes}")
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.tie_weights()
+
+
+def _history(start: ModelSpec) -> Iterator[str]:
+    """What the start model's own manifest says of it."""
+    folder = Path(start.location())
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest: Manifest = read_manifest(folder, "model")
+    removed = manifest.results.get("layers_removed")
+    if removed:
+        yield (
+            f"Pruning: {len(removed)} of {manifest.results['layers_before']} decoder layers removed "
+            f"({', '.join(map(str, removed))}), {manifest.results['share_removed']:.1%} of the parameters, "
+            f"chosen by {manifest.results['criterion']}."
+        )
+
+
+def _summary(path: str) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read the summary: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: expected a list of rows, each a JSON object")
+    return rows
