@@ -1,0 +1,119 @@
+"""`dadpo sample`: an artefact that is whole, resumes with the same rows, and keeps splits apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_dadpo.data.artifacts import read_manifest
+from lightning_dadpo.data.chat import render_prompt
+from lightning_dadpo.data.prompts import PromptFile
+from lightning_dadpo.data.rows import ResponseRow, read_rows
+from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
+from lightning_dadpo.models.loading import load_tokenizer
+from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.sampling.base import SamplerSettings
+from lightning_dadpo.sampling.stage import sample
+from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
+
+SETTINGS = SamplerSettings(temperature=0.8, max_new_tokens=8, seed=3)
+
+
+def write_prompts(path: Path, names: list[str]) -> PromptFile:
+    rows = [{"prompt_id": name, "messages": [{"role": "user", "content": f"about {name}"}]} for name in names]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return PromptFile(str(path))
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> dict[str, PromptFile]:
+    return {
+        "train": write_prompts(tmp_path / "train.jsonl", [f"train{'x' * n}" for n in range(5)]),
+        "heldout": write_prompts(tmp_path / "heldout.jsonl", ["held", "out"]),
+    }
+
+
+def run(model: Path, prompts: dict[str, PromptFile], out: Path, size: int = 3, settings: Any = SETTINGS) -> list[Any]:
+    folder = sample(ModelSpec(str(model)), prompts, str(out), settings, batch_size=size, precision="32-true")
+    return list(read_rows(folder / "rows.jsonl", ResponseRow))
+
+
+def test_one_row_a_prompt_with_the_ids_that_the_model_read(
+    tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path
+) -> None:
+    rows = run(tiny_folder, prompts, tmp_path / "out")
+    assert sorted((row.split, row.prompt_id) for row in rows) == sorted(
+        [("train", f"train{'x' * n}") for n in range(5)] + [("heldout", "held"), ("heldout", "out")]
+    )
+    tokenizer = load_tokenizer(ModelSpec(str(tiny_folder)))
+    for row in rows:
+        assert row.prompt_token_ids == render_prompt(tokenizer, row.messages)
+        assert row.text == tokenizer.decode(row.token_ids, skip_special_tokens=True)
+        assert 1 <= len(row.token_ids) <= 8
+    manifest = read_manifest(tmp_path / "out", "responses")
+    assert manifest.counts == {
+        "responses": 7,
+        "stopped": sum(row.finish_reason == "stop" for row in rows),
+        "tokens": sum(len(row.token_ids) for row in rows),
+    }
+    assert manifest.made_from["sampler"] == {"temperature": 0.8, "top_p": 1.0, "max_new_tokens": 8, "seed": 3}
+
+
+def test_a_run_killed_in_the_middle_goes_on_with_the_same_rows(
+    tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tiny_folder, prompts, tmp_path / "whole")
+    real, calls = TransformersSampler.sample, []
+
+    def dies_in_the_second_batch(self: Any, ids: list[list[int]], keys: list[str]) -> Any:
+        calls.append(keys)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, ids, keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersSampler, "sample", dies_in_the_second_batch)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_folder, prompts, tmp_path / "killed")
+    assert not (tmp_path / "killed").exists()
+    rows = tmp_path / "killed.partial" / "rows.jsonl"
+    lines = rows.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3
+    rows.write_bytes(b"".join(lines[:2]) + lines[2][:17])  # the kill also tore a line, inside a batch
+    assert run(tiny_folder, prompts, tmp_path / "killed") == whole
+
+
+def test_a_finished_stage_does_nothing_and_other_settings_are_refused(
+    tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(tiny_folder, prompts, tmp_path / "out")
+    stamp = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+    monkeypatch.setattr(TransformersSampler, "sample", lambda *_: pytest.fail("sampled again"))
+    assert run(tiny_folder, prompts, tmp_path / "out") == first
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ArtifactError, match=r"'seed': 3.*'seed': 4"):
+        run(tiny_folder, prompts, tmp_path / "out", settings=SamplerSettings(0.8, 1.0, 8, 4))
+
+
+def test_E1_a_heldout_prompt_that_stands_among_the_training_prompts_is_refused(
+    tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path
+) -> None:
+    row = {"prompt_id": "new name", "messages": [{"role": "user", "content": "About  TRAINx"}]}
+    (tmp_path / "heldout.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    with pytest.raises(DataError, match=r"heldout.jsonl:1: this conversation of split 'heldout'.*train.jsonl:2"):
+        run(tiny_folder, prompts, tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_the_batch_size_changes_no_text(tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path) -> None:
+    three = {row.prompt_id: row.token_ids for row in run(tiny_folder, prompts, tmp_path / "three", size=3)}
+    one = {row.prompt_id: row.token_ids for row in run(tiny_folder, prompts, tmp_path / "one", size=1)}
+    assert one == three
+
+
+def test_a_batch_size_below_one_is_refused(tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size 0: expected at least 1"):
+        run(tiny_folder, prompts, tmp_path / "out", size=0)

@@ -1,0 +1,93 @@
+"""Pairs, artefacts and runs that tests of scoring and of training share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from lightning_dadpo.data.artifacts import draft
+from lightning_dadpo.data.rows import Message, PairRow, ResponseRow, RowWriter, ScoreRow, content_digest
+from lightning_dadpo.models.spec import ModelSpec, Precision
+from lightning_dadpo.scoring.stage import score
+from tests.tiny import END_OF_TURN, VOCABULARY
+
+CPU = torch.device("cpu")
+
+
+def token_ids(count: int, generator: torch.Generator) -> list[int]:
+    """Bytes, then the end of the turn."""
+    return [*torch.randint(3, VOCABULARY, (count - 1,), generator=generator).tolist(), END_OF_TURN]
+
+
+def make_pair(number: int, split: str = "train", seed: int = 0) -> PairRow:
+    """A pair of its own lengths, which nothing but its number, split and the seed decide."""
+    generator = torch.Generator().manual_seed(1000 * seed + number + (500 if split != "train" else 0))
+    prompt, chosen, rejected = (token_ids(int(n), generator) for n in torch.randint(2, 14, (3,), generator=generator))
+    return PairRow(
+        pair_id=content_digest(prompt, chosen, rejected),
+        prompt_id=f"{split}-{number}",
+        split=split,
+        messages=[Message("user", f"question {number}")],
+        prompt_token_ids=prompt,
+        chosen_token_ids=chosen,
+        chosen_text="chosen",
+        chosen_finish_reason="stop",
+        rejected_token_ids=rejected,
+        rejected_text="rejected",
+        rejected_finish_reason="stop",
+    )
+
+
+def make_pairs(count: int, split: str = "train", seed: int = 0) -> list[PairRow]:
+    """So many pairs."""
+    return [make_pair(number, split, seed) for number in range(count)]
+
+
+def write_artifact(folder: Path, kind: str, rows: Iterable[Any], made_from: Mapping[str, Any] | None = None) -> Path:
+    """A finished artefact that holds these rows."""
+    with draft(folder, kind, made_from or {}) as work, RowWriter(work.path / "rows.jsonl") as writer:
+        writer.write(*rows)
+    return folder
+
+
+def make_response(number: int, split: str = "train", finish: str = "stop", length: int | None = None) -> ResponseRow:
+    """A response to prompt `number`."""
+    generator = torch.Generator().manual_seed(7000 + number + (500 if split != "train" else 0))
+    prompt, answer = (token_ids(int(n), generator) for n in torch.randint(2, 14, (2,), generator=generator))
+    if length is not None:
+        answer = token_ids(length, generator)
+    return ResponseRow(f"{split}-{number}", split, [Message("user", "q")], prompt, answer, "a", finish, -1.0)  # type: ignore[arg-type]
+
+
+def scored(
+    model: Path, pairs: Path, out: Path, anchor: str = "teacher", size: int = 4, precision: Precision = "32-true"
+) -> Path:
+    """A scores artefact made by the stage itself."""
+    return score(ModelSpec(str(model)), str(pairs), str(out), anchor=anchor, batch_pairs=size, precision=precision)
+
+
+def score_row(pair: PairRow, chosen: float, rejected: float) -> ScoreRow:
+    """Scores made up by a test."""
+    return ScoreRow(pair.pair_id, chosen, len(pair.chosen_token_ids), rejected, len(pair.rejected_token_ids))
+
+
+def trainer(root: Path, callbacks: Sequence[L.Callback] = (), **settings: Any) -> L.Trainer:
+    """A Trainer on the CPU that writes below `root` alone."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": any("Checkpoint" in type(callback).__name__ for callback in callbacks),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "max_epochs": 1,
+        "precision": "32-true",
+    }
+    return L.Trainer(default_root_dir=root, callbacks=list(callbacks), **(defaults | settings))
