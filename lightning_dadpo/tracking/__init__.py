@@ -1,1 +1,1 @@
-"""tracking"""
+"""Experiment tracking with wandb: which mode, runs, and a run for each stage."""

@@ -46,7 +46,9 @@ class WatchDistances(L.Callback):
     `check_val_every_n_epoch: null` measures every N optimizer steps, alongside the validation loss. What is measured
     before the first and after the last step is logged, but comes too late for a monitor.
 
-    The texts go to `samples.jsonl` in `trainer.default_root_dir`, and as a table to an `ExperimentLogger`.
+    On the axis of the curves stands the index of the last step, from 0, as for all that Lightning logs. The texts go
+    to `samples.jsonl` in `trainer.default_root_dir`, whose `step` counts the steps done, and as a table to an
+    `ExperimentLogger`.
 
     The student runs in the trainer's precision. The teacher is loaded once, in this machine's fast number format, and
     stays in memory during the fit; a live anchor `teacher` of the same model is used instead. Training is not
@@ -128,7 +130,7 @@ class WatchDistances(L.Callback):
         """Where `log` would only speak at the end of the epoch, or not at all."""
         values = self._measure(trainer, module)
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+            logger.log_metrics(values, step=_axis(trainer))
             logger.save()
 
     def _measure(self, trainer: L.Trainer, module: StudentModule) -> dict[str, float]:
@@ -195,7 +197,7 @@ class WatchDistances(L.Callback):
         write_atomically(path, "".join(lines + [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]))
         for logger in trainer.loggers:
             if isinstance(logger, ExperimentLogger):
-                logger.log_samples(rows, step)
+                logger.log_samples(rows, _axis(trainer))
 
 
 @contextmanager
@@ -208,6 +210,11 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _axis(trainer: L.Trainer) -> int:
+    """Where Lightning puts what a validation logs now."""
+    return max(0, trainer.global_step - 1)
 
 
 def _lines(path: Path) -> list[str]:
