@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass as validated_dataclass
+from torch import Tensor
 
 from lightning_dadpo.data.artifacts import draft, finished, write_atomically
 from lightning_dadpo.data.rows import STRICT, ResponseRow, RowWriter, read_rows
@@ -201,21 +202,18 @@ class _Measurement:
         forward = reverse
         if subject is not self.teacher:
             forward = sample_sums(teacher_model, model, _samples(of_teacher), self.precision)
-        rows = [
+        return [
             EvaluationRow(
                 model=subject.name,
                 prompt_id=prompt,
                 **asdict(text_statistics(own[at])),
-                teacher_log_prob=float(reverse.other_log_prob[at]),
-                reverse_kl=float(reverse.kl[at]),
-                forward_kl=float(forward.kl[at]),
+                teacher_log_prob=_finite(subject.name, prompt, "teacher_log_prob", reverse.other_log_prob[at]),
+                reverse_kl=_finite(subject.name, prompt, "reverse_kl", reverse.kl[at]),
+                forward_kl=_finite(subject.name, prompt, "forward_kl", forward.kl[at]),
                 teacher_tokens=int(forward.num_tokens[at]),
             )
             for at, prompt in enumerate(prompts)
         ]
-        for row in rows:
-            _check_finite(row)
-        return rows
 
 
 def _samples(rows: list[ResponseRow]) -> list[Sample]:
@@ -239,13 +237,12 @@ def _summarise(name: str, parameters: int, rows: list[EvaluationRow], resamples:
     return summary
 
 
-def _check_finite(row: EvaluationRow) -> None:
-    for measured in ("teacher_log_prob", "reverse_kl", "forward_kl"):
-        if not math.isfinite(getattr(row, measured)):
-            raise DataError(
-                f"model {row.model!r}, prompt {row.prompt_id!r}: {measured} is {getattr(row, measured)}, "
-                "expected a finite number"
-            )
+def _finite(model: str, prompt: str, name: str, value: Tensor) -> float:
+    """The number, which must be one: an infinite distance is a defect to name, not a row to write."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise DataError(f"model {model!r}, prompt {prompt!r}: {name} is {number}, expected a finite number")
+    return number
 
 
 def _check_arguments(candidates: dict[str, Candidate], batch_size: int, resamples: int) -> None:

@@ -96,9 +96,9 @@ def _score_all(work: Draft, scorer: Scorer, rows: list[PairRow], size: int) -> N
 
 def _rows(pairs: list[PairRow], scores: PairLogProbs) -> list[ScoreRow]:
     columns = (scores.chosen.total, scores.chosen.num_tokens, scores.rejected.total, scores.rejected.num_tokens)
-    values = zip(*(column.tolist() for column in columns), strict=True)
-    made = [ScoreRow(pair.pair_id, *numbers) for pair, numbers in zip(pairs, values, strict=True)]
-    for pair, row in zip(pairs, made, strict=True):
-        if not (isfinite(row.chosen_log_prob) and isfinite(row.rejected_log_prob)):
+    made = []
+    for pair, *numbers in zip(pairs, *(column.tolist() for column in columns), strict=True):
+        if not all(map(isfinite, numbers)):
             raise AuditError(f"pair {pair.pair_id} (prompt {pair.prompt_id}): the model's log-prob is not finite")
+        made.append(ScoreRow(pair.pair_id, *numbers))
     return made

@@ -366,7 +366,7 @@ def test_a_weighted_anchor_without_scores_is_refused_by_name() -> None:
 @pytest.mark.parametrize("size", [1, 3])
 def test_an_anchor_with_another_number_of_pairs_is_not_broadcast(size: int) -> None:
     policy, anchor = random_pairs(2, torch.float64, 1), random_pairs(size, torch.float64, 2)
-    with pytest.raises(Exception, match=r"2|shape|size|dim"):
+    with pytest.raises(Exception, match="another number"):
         anchored_margin(policy, {"a": anchor}, {"a": 0.1})
 
 
