@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,13 +53,15 @@ def export_checkpoint(
     """
     loaded = _read_checkpoint(checkpoint)
     start = _start_model(checkpoint, loaded["dadpo"])
+    counts = {folder: read_manifest(folder).counts for folder in made_with}
+    measured = None if summary is None else _summary(summary)
     made_from = {
         "checkpoint": file_digest(Path(checkpoint)),
         "start": model_digest(start),
         "dtype": dtype,
         "teacher": teacher,
-        "made_with": [asdict(read_manifest(folder)) for folder in made_with],
-        "summary": None if summary is None else _summary(summary),
+        "made_with": [file_digest(Path(folder) / MANIFEST) for folder in counts],
+        "summary": None if summary is None else file_digest(Path(summary)),
     }
     if finished(out, "model", made_from):
         return Path(out)
@@ -73,9 +74,9 @@ def export_checkpoint(
         teacher=teacher,
         pipeline=(*_history(start), f"{said.get('stage', 'training')}: weights of {Path(checkpoint).name}"),
         objective=said.get("objective") or {},
-        counts={Path(folder).name: read_manifest(folder).counts for folder in made_with},
+        counts={Path(folder).name: found for folder, found in counts.items()},
         versions=versions(),
-        measured=made_from["summary"],  # type: ignore[arg-type]
+        measured=measured,
     )
     return _write(model, start, out, made_from, dtype, card)
 

@@ -72,6 +72,8 @@ def _reason(spec: ModelSpec, error: Exception) -> str:
         if pickled and not any(name.endswith(".safetensors") for name in names):
             return f"{pickled[0]} holds pickled weights, which can run code; expected safetensors"
     said = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in said:
+        return "it brings Python code of its own, which is not run unless trust_remote_code is set"
     return said if len(said) <= 300 else said[:300] + " ..."
 
 
@@ -106,7 +108,7 @@ def _refuse_gaps(spec: ModelSpec, model: Model, report: Mapping[str, Any]) -> No
     """
     if missing := sorted(report["missing_keys"]):
         raise DataError(
-            f"model {spec.path!r}: its files lack {missing[0]} and {len(missing) - 1} more weights that its config expects"
+            f"model {spec.path!r}: its files lack {missing[0]} and {len(missing) - 1} more weights of its config"
         )
     layers = getattr(model.config, "num_hidden_layers", None)
     if any(name.startswith(f"model.layers.{layers}.") for name in report["unexpected_keys"]):
