@@ -38,7 +38,7 @@ class Tolerance:
         """True where they differ by more, or where either is no finite number."""
         left, right = left.double().cpu(), right.double().cpu()
         allowed = self.absolute + self.relative * torch.maximum(left.abs(), right.abs())
-        return ~((left - right).abs() <= allowed)
+        return ~((left - right).abs() <= allowed) | ~allowed.isfinite()  # inf <= inf would pass
 
 
 def _both_sides(scores: PairLogProbs) -> Tensor:
