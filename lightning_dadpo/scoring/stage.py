@@ -79,19 +79,21 @@ def score(
     return Path(out)
 
 
-def _score_all(work: Draft, scorer: Scorer, rows: list[PairRow], size: int) -> None:
+def _score_all(work: Draft, scorer: Scorer, pairs: list[PairRow], size: int) -> None:
     path = work.path / "rows.jsonl"
-    ordered = sorted(rows, key=lambda pair: (pair_length(pair), pair.pair_id))
+    ordered = sorted(pairs, key=lambda pair: (pair_length(pair), pair.pair_id))
     device = default_device()
     with RowWriter(path) as writer:
         done = {row.pair_id for row in read_rows(path, ScoreRow)}
-        with progress("scoring (pairs)", len(rows), len(done)) as bar:
+        with progress("scoring (pairs)", len(pairs), len(done)) as bar:
             for start in range(0, len(ordered), size):
-                batch = [pair for pair in ordered[start : start + size] if pair.pair_id not in done]
-                if batch:
-                    writer.write(*_rows(batch, scorer.score(collate_pairs(batch).to(device))))
-                    bar.advance(len(batch))
-    work.counts = {"pairs": len(rows)}
+                batch = ordered[start : start + size]
+                missing = {pair.pair_id for pair in batch} - done
+                if missing:  # the whole batch again: company changes the last digits
+                    rows = _rows(batch, scorer.score(collate_pairs(batch).to(device)))
+                    writer.write(*(row for row in rows if row.pair_id in missing))
+                    bar.advance(len(missing))
+    work.counts = {"pairs": len(pairs)}
 
 
 def _rows(pairs: list[PairRow], scores: PairLogProbs) -> list[ScoreRow]:
