@@ -8,7 +8,7 @@ Chosen by experiment on SmolLM2-135M-Instruct (30 layers, 1.92 nats/token on 24 
 nats/token on them after 8 layers are gone; measured on 24 other answers:
 
     block influence, response positions      3.66   layers 12-17, 25, 26
-    the best consecutive block, tried out    3.81   layers 12-19, but 22 shortened models are run to find it
+    the best consecutive block, tried out    3.81   layers 12-19, but 23 shortened models are run to find it
     block influence, all positions           3.91   layers 4, 6, 12-15, 17, 25
     squared gate gradients (Fisher)          4.18
     angle across a block of 8 (2403.17887)   6.36
