@@ -1,0 +1,70 @@
+"""Which logged metrics are drawn, under which titles, and which wait behind a fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightning_dadpo.reports.charts import curve_chart
+from lightning_dadpo.reports.drawing import Chart
+from lightning_dadpo.reports.sources import Series
+
+__all__ = ["CurveSection", "curve_section"]
+
+Runs = Mapping[str, Mapping[str, Series]]
+LOSSES = ("train/loss", "val/loss")
+PREFERENCE = "nats a pair; ln 2 = 0.693 when training starts at every anchor"
+SUPERVISED = "nats a token of the teacher's answers"
+# Column -> title and unit. Losses stand apart: supervised and preference losses share a name, not a scale.
+PANELS = {
+    "val/margin": ("Validation margin", "nats; the weighted sum of anchor differences"),
+    "val/accuracy": ("Validation accuracy", "share of pairs with a margin above 0"),
+    "val/policy_preference": ("Validation preference of the policy", "share of pairs whose chosen answer it prefers"),
+    "val/chosen_log_prob/policy": ("Log-probability of the chosen", "nats a response; a fall is normal"),
+    "val/rejected_log_prob/policy": ("Log-probability of the rejected", "nats a response"),
+    "val/forward_kl": ("Forward KL to the teacher", "nats/token on validation prompts, lower is better"),
+    "val/reverse_kl": ("Reverse KL to the teacher", "nats/token on validation prompts, lower is better"),
+    "train/learning_rate": ("Learning rate", "per optimizer step"),
+}
+
+
+@dataclass(frozen=True)
+class CurveSection:
+    """The drawings to show at once and those to fold away."""
+
+    main: list[Chart] = field(default_factory=list)
+    further: list[Chart] = field(default_factory=list)
+
+
+def _is_preference(columns: Mapping[str, Series]) -> bool:
+    return any(name.endswith("/margin") for name in columns)
+
+
+def _losses(runs: Runs, order: Sequence[str]) -> list[Chart]:
+    charts = []
+    for kind, unit, wanted in (("supervised", SUPERVISED, False), ("preference", PREFERENCE, True)):
+        members = {run: columns for run, columns in runs.items() if _is_preference(columns) is wanted}
+        for column in LOSSES:
+            having = {run: columns[column] for run, columns in members.items() if column in columns}
+            if having:
+                title = f"{'Training' if column == 'train/loss' else 'Validation'} loss, {kind}"
+                charts.append(curve_chart(title, unit, f"{kind} {column}", having, order))
+    return charts
+
+
+def curve_section(runs: Runs, order: Sequence[str]) -> CurveSection:
+    """Every logged metric of every run, the telling ones first.
+
+    Args:
+        runs: run name -> column -> series.
+        order: all run names of the report; a run keeps its colour.
+    """
+    section = CurveSection(main=_losses(runs, order))
+    logged = {column for columns in runs.values() for column in columns}
+    rest = sorted(logged - set(PANELS) - set(LOSSES))
+    for column in (*(name for name in PANELS if name in logged), *rest):
+        having = {run: columns[column] for run, columns in runs.items() if column in columns}
+        title, unit = PANELS.get(column, (column, "as logged"))
+        chart = curve_chart(title, unit, column, having, order)
+        (section.main if column in PANELS else section.further).append(chart)
+    return section

@@ -1,0 +1,123 @@
+"""Writes the report: one HTML file that opens offline, without scripts, on a desk, a phone and paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lightning_dadpo.data.artifacts import write_atomically
+from lightning_dadpo.reports import table
+from lightning_dadpo.reports.charts import interval_chart
+from lightning_dadpo.reports.conversations import conversations
+from lightning_dadpo.reports.curves import curve_section
+from lightning_dadpo.reports.inputs import ReportInputs
+from lightning_dadpo.reports.reading import comparisons, headlines
+from lightning_dadpo.reports.sections import one_line, reward_section, score_section
+from lightning_dadpo.reports.sources import read_each, read_heldout, read_metrics
+
+__all__ = ["write_report"]
+
+TEMPLATES = Path(__file__).parent
+OPEN_CONVERSATIONS = 4
+
+
+def write_report(inputs: ReportInputs, out: Path) -> Path:
+    """Write the report to `out`, whole or not at all.
+
+    Sources that are missing or broken are named on the page; numbers that are not finite are shown as such.
+
+    Returns:
+        the path of the written file.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["drawing"] = Markup  # only ever given what drawing.finish has made
+    page = environment.get_template("report.html.jinja").render(_content(inputs))
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a question mark.
+    write_atomically(out, page.encode("utf-8", "replace").decode("utf-8"))
+    return out
+
+
+def _content(inputs: ReportInputs) -> dict[str, Any]:
+    curves, curve_problems = read_each(inputs.curves, read_metrics)
+    answers, answer_problems = read_each(inputs.responses, read_heldout)
+    shown, prompts = conversations(answers)
+    found = comparisons(inputs.summary)
+    order = list(dict.fromkeys([*inputs.curves, *inputs.predictions]))
+    return {
+        "inputs": inputs,
+        "sizes": _sizes(inputs.summary),
+        "table": table,
+        "intervals": [interval_chart(inputs.summary, column) for column in table.ESTIMATES] if inputs.summary else [],
+        "comparisons": found,
+        "headlines": headlines(found),
+        "conversations": shown,
+        "heldout_prompts": prompts,
+        "open_conversations": OPEN_CONVERSATIONS,
+        "answer_problems": answer_problems,
+        "curves": curve_section(curves, order),
+        "curve_problems": curve_problems,
+        "scores": score_section(inputs),
+        "rewards": reward_section(inputs),
+        "stages": [_stage(stage) for stage in inputs.stages],
+        "versions": _versions(inputs.stages),
+    }
+
+
+def _sizes(summary: list[dict[str, Any]]) -> dict[str, str]:
+    """What was distilled into what, as far as the summary says."""
+    rows = {str(row.get("model")): row for row in summary}
+    students = [row for name, row in rows.items() if name != "teacher"]
+    student = rows.get("dadpo", students[-1] if students else {})
+    counts = [table.number(row, "parameters") for row in (rows.get("teacher", {}), student)]
+    prompts = table.number(student, "prompts")
+    facts = {
+        label: f"{count / 1e6:.1f} M parameters"
+        for label, count in zip(("Teacher", "Student"), counts, strict=True)
+        if count is not None and math.isfinite(count)
+    }
+    if len(facts) == 2 and counts[0] and counts[1] is not None:
+        facts["Share"] = f"{100 * counts[1] / counts[0]:.1f} % of the teacher"
+    if prompts is not None and math.isfinite(prompts):
+        facts["Measured on"] = f"{prompts:.0f} held-out prompts"
+    return facts
+
+
+def _duration(seconds: Any) -> str:
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return "not recorded"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "name": str(stage.get("name", "unnamed")),
+        "folder": str(stage.get("folder", "")),
+        "time": _duration(stage.get("seconds")),
+        "counts": one_line(stage["counts"]) if stage.get("counts") else "",
+        "results": one_line(stage["results"]) if stage.get("results") else "",
+    }
+
+
+def _versions(stages: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Package -> every version that some stage ran with."""
+    found: dict[str, list[str]] = {}
+    for stage in stages:
+        for package, version in (stage.get("versions") or {}).items():
+            known = found.setdefault(str(package), [])
+            if str(version) not in known:
+                known.append(str(version))
+    return found

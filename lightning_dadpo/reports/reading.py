@@ -1,0 +1,116 @@
+"""What the result table says in words, computed from its numbers: a difference only where intervals are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_dadpo.reports.table import ESTIMATES, Column, display_name, format_number, number
+
+__all__ = ["Verdict", "Comparison", "compare", "comparisons", "headlines"]
+
+State = Literal["better", "worse", "overlap", "unknown"]
+# (model, what it is compared with, what the comparison asks)
+QUESTIONS = (
+    ("dsft", "pruned", "Did fine-tuning on the teacher's answers heal the student?"),
+    ("ddpo", "dsft", "Did preferences without the teacher's probabilities add to that?"),
+    ("dadpo", "dsft", "Did daDPO add to that?"),
+    ("dadpo", "ddpo", "Did the teacher's probabilities matter?"),
+)
+WORDS: dict[State, str] = {
+    "better": "better, intervals apart",
+    "worse": "worse, intervals apart",
+    "overlap": "undecided, intervals overlap",
+    "unknown": "cannot be compared",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One estimate of two models: `state`, and the two values as text (`from_value` is the one compared with)."""
+
+    column: Column
+    state: State
+    from_value: str
+    to_value: str
+
+    @property
+    def words(self) -> str:
+        """The verdict in a few words."""
+        return WORDS[self.state]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model against another on every estimate."""
+
+    model: str
+    other: str
+    question: str
+    verdicts: tuple[Verdict, ...]
+
+    def labels(self, state: State) -> list[str]:
+        """The estimates that came out so."""
+        return [verdict.column.label for verdict in self.verdicts if verdict.state == state]
+
+
+def _interval(row: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    """The interval, when value and bounds are finite and in order: anything else supports no claim."""
+    found = [number(row, f"{key}_low"), number(row, key), number(row, f"{key}_high")]
+    if any(value is None or not math.isfinite(value) for value in found):
+        return None
+    low, value, high = (float(value) for value in found if value is not None)
+    return (low, high) if low <= value <= high else None
+
+
+def compare(model: Mapping[str, Any], other: Mapping[str, Any], column: Column) -> Verdict:
+    """Whether `model` is better or worse than `other` on one estimate; intervals that touch overlap."""
+    mine, theirs = _interval(model, column.key), _interval(other, column.key)
+    state: State = "overlap"
+    if mine is None or theirs is None:
+        state = "unknown"
+    elif mine[1] < theirs[0]:
+        state = "better" if column.better == "lower" else "worse"
+    elif theirs[1] < mine[0]:
+        state = "worse" if column.better == "lower" else "better"
+    values = (format_number(number(row, column.key), column) for row in (other, model))
+    return Verdict(column, state, *values)
+
+
+def comparisons(summary: Sequence[Mapping[str, Any]]) -> list[Comparison]:
+    """The pipeline's own questions, as far as the models that they speak of were measured."""
+    rows = {str(row.get("model")): row for row in summary}
+    return [
+        Comparison(model, other, question, tuple(compare(rows[model], rows[other], column) for column in ESTIMATES))
+        for model, other, question in QUESTIONS
+        if model in rows and other in rows
+    ]
+
+
+def _listed(labels: list[str]) -> str:
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
+
+
+def _headline(comparison: Comparison) -> str:
+    model, other = display_name(comparison.model), display_name(comparison.other)
+    better, worse, overlap, unknown = (
+        comparison.labels("better"), comparison.labels("worse"),
+        comparison.labels("overlap"), comparison.labels("unknown"),
+    )  # fmt: skip
+    if not better and not worse:
+        said = f"This run does not tell {model} and {other} apart"
+        reasons = [f"the 95 % intervals of {_listed(overlap)} overlap"] if overlap else []
+        reasons += [f"{_listed(unknown)} cannot be compared"] if unknown else []
+        return f"{said}: {'; '.join(reasons)}."
+    claims = [f"better than {other} on {_listed(better)}"] if better else []
+    claims += [f"worse {'' if better else f'than {other} '}on {_listed(worse)}"] if worse else []
+    rest = [f" {_listed(overlap)}: the intervals overlap, so nothing is decided."] if overlap else []
+    rest += [f" {_listed(unknown)}: cannot be compared."] if unknown else []
+    return f"{model} is {' and '.join(claims)}, with the 95 % intervals apart.{''.join(rest)}"
+
+
+def headlines(found: Sequence[Comparison]) -> list[str]:
+    """One sentence a comparison, the last question of the pipeline first."""
+    return [_headline(comparison) for comparison in reversed(found)]

@@ -1,0 +1,123 @@
+"""The columns of the result table, once, for the terminal and for the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Column", "COLUMNS", "ESTIMATES", "terminal_table", "display_name", "format_estimate", "number"]
+
+MISSING = "not measured"
+DISPLAY_NAMES = {
+    "teacher": "teacher",
+    "pruned": "pruned",
+    "dsft": "dSFT",
+    "ddpo": "dDPO",
+    "dadpo": "daDPO",
+    "reference": "reference",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the result table.
+
+    Attributes:
+        key: the summary's key; `key_low` and `key_high` bound its 95 % interval where there is one.
+        label: the heading.
+        unit: what the number counts, as printed below the heading.
+        better: which direction is better, None where neither is.
+        digits: decimals after scaling.
+        scale: what the stored number is multiplied with for display (100 for a share in per cent).
+        meaning: one sentence for the reader.
+    """
+
+    key: str
+    label: str
+    unit: str
+    better: Literal["lower", "higher"] | None
+    digits: int
+    scale: float
+    meaning: str
+
+
+COLUMNS = (
+    Column("parameters", "Size", "million", None, 1, 1e-6, "Parameters; shared ones count once."),
+    Column("prompts", "Prompts", "held out", None, 0, 1.0, "Prompts that took no part in training."),
+    Column("finished", "Finished", "% of answers", "higher", 0, 100.0, "Share that ended before the length cap."),
+    Column("mean_tokens", "Length", "tokens", None, 1, 1.0, "Mean length of an answer; longer is not better."),
+    Column("repetition", "Repetition", "%", "lower", 1, 100.0, "How much of an answer repeats itself."),
+    Column(
+        "teacher_nll", "Teacher NLL", "nats/token", "lower", 3, 1.0,
+        "How improbable the teacher finds the model's own fresh answers. Dull or looping text can score low too, "
+        "even below the teacher's own value, so read it beside repetition and length.",
+    ),
+    Column(
+        "forward_kl", "Forward KL", "nats/token", "lower", 3, 1.0,
+        "KL(teacher || model) on the teacher's answers: how much of what the teacher does the model misses.",
+    ),
+    Column(
+        "reverse_kl", "Reverse KL", "nats/token", "lower", 3, 1.0,
+        "KL(model || teacher) on the model's own fresh answers: how much it does that the teacher would not.",
+    ),
+)  # fmt: skip
+ESTIMATES = tuple(column for column in COLUMNS if column.key in ("forward_kl", "reverse_kl", "teacher_nll"))
+
+
+def display_name(model: str) -> str:
+    """The name as papers spell it, or the name itself."""
+    return DISPLAY_NAMES.get(model, model)
+
+
+def number(row: Mapping[str, Any], key: str) -> float | None:
+    """The number under a key, non-finite ones included; None when it is absent or no number."""
+    value = row.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def format_number(value: float | None, column: Column) -> str:
+    """One number in a column's format; what is missing or not finite is said in words or as nan, inf."""
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value * column.scale:.{column.digits}f}"
+
+
+def format_interval(row: Mapping[str, Any], column: Column) -> str:
+    """`[low, high]`, or nothing when neither bound was given."""
+    low, high = number(row, f"{column.key}_low"), number(row, f"{column.key}_high")
+    if low is None and high is None:
+        return ""
+    return f"[{format_number(low, column)}, {format_number(high, column)}]"
+
+
+def format_estimate(row: Mapping[str, Any], column: Column) -> str:
+    """A number with its interval: `1.23 [1.10, 1.37]`."""
+    return f"{format_number(number(row, column.key), column)} {format_interval(row, column)}".rstrip()
+
+
+def terminal_table(summary: list[dict[str, Any]]) -> Table:
+    """The result table for the terminal; nothing in the rows is read as markup."""
+    table = Table(
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        caption_justify="left",
+        caption="In brackets: 95 % intervals; where two overlap, the run does not tell the models apart.\n"
+        "↓ lower is better, ↑ higher is better.",
+    )
+    table.add_column("Model", no_wrap=True)
+    arrows = {"lower": " ↓", "higher": " ↑", None: ""}
+    for column in COLUMNS:
+        table.add_column(Text(f"{column.label}{arrows[column.better]}\n{column.unit}"), justify="right")
+    for row in summary:
+        # the interval below its number keeps the table within a hundred letters
+        cells = [format_estimate(row, column).replace(" [", "\n[") for column in COLUMNS]
+        table.add_row(Text(display_name(str(row.get("model", MISSING)))), *map(Text, cells))
+    return table

@@ -1,0 +1,198 @@
+"""A finished experiment made of real artefacts, with hostile text in every place that holds text."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning_dadpo.data.artifacts import draft
+from lightning_dadpo.data.rows import Message, PairRow, ResponseRow, RowWriter, ScoreRow
+from lightning_dadpo.reports import ReportInputs
+
+SCRIPT = "<script>alert(1)</script>"
+STYLE = "</style></pre><img src=x onerror=alert(2)>"
+PROMPTS = (
+    "My neighbour keeps borrowing tools and forgets to return them. How do I bring it up kindly?",
+    "Explain in two sentences why bread rises.",
+    "I have rice, two eggs and a leek. What can I cook in twenty minutes?",
+    "Give me a polite way to leave a party early.",
+    "What is the difference between weather and climate?",
+    "Suggest a name for a small bookshop by the sea.",
+    "How do I keep basil alive on a windowsill?",
+    "Write one line to thank a colleague who covered my shift.",
+    "Is it better to stretch before or after a run?",
+    "What should I pack for a rainy weekend in the hills?",
+    "Why do cats knead blankets?",
+    "How can I learn ten words of a new language a day?",
+    "What makes a good question?",
+    "Tell me something surprising about snails.",
+)
+ANSWER = (
+    "Start with what you value about the other person, then say plainly what you need and by when. Keep it short, "
+    "leave room for their side, and offer an easy next step so that nobody has to guess what happens now. "
+)
+
+
+def row(model: str, parameters: float, base: tuple[float, float, float], width: float = 0.06) -> dict[str, Any]:
+    """One row of a summary; `base` holds teacher_nll, forward_kl and reverse_kl."""
+    found: dict[str, Any] = {"model": model, "parameters": parameters, "prompts": 48}
+    values = {
+        "finished": 0.62,
+        "mean_tokens": 38.4,
+        "repetition": 0.043,
+        **dict(zip(("teacher_nll", "forward_kl", "reverse_kl"), base, strict=True)),
+    }
+    for key, value in values.items():
+        found |= {key: value, f"{key}_low": value * (1 - width), f"{key}_high": value * (1 + width)}
+    return found
+
+
+def summary() -> list[dict[str, Any]]:
+    """Numbers of the kind that a short run gives."""
+    teacher = row("teacher", 134_515_008, (1.371, 0.0, 0.0))
+    return [
+        row("pruned", 106_800_000, (2.921, 1.231, 0.789)),
+        row("dsft", 106_800_000, (1.944, 0.842, 0.844)),
+        row("ddpo", 106_800_000, (1.951, 0.851, 0.812)),
+        row("dadpo", 106_800_000, (1.957, 0.838, 0.815)),
+        teacher,
+    ]
+
+
+def metrics(path: Path, seed: int, preference: bool) -> Path:
+    """A sparse CSVLogger file: training rows at every step, validation rows at every eighth."""
+    noise = random.Random(seed)
+    columns = ["epoch", "step", "train/loss", "train/learning_rate", "val/loss", "val/reverse_kl"]
+    columns += ["train/margin", "val/margin", "val/accuracy", "val/chosen_log_prob/policy"] if preference else []
+    lines = [",".join(columns)]
+    for step in range(32):
+        fall = math.exp(-step / 20)
+        cells = {"epoch": step // 16, "step": step, "train/loss": 0.7 * fall + noise.gauss(0, 0.02)}
+        cells["train/learning_rate"] = 5e-6 * min(1.0, (step + 1) / 4)
+        if preference:
+            cells["train/margin"] = 1 - fall + noise.gauss(0, 0.05)
+        lines.append(",".join(str(cells.get(column, "")) for column in columns))
+        if step % 8 == 7:
+            cells = {"epoch": step // 16, "step": step, "val/loss": 0.72 * fall, "val/reverse_kl": 0.8 + 0.05 * fall}
+            cells |= {"val/margin": 0.9 - fall, "val/accuracy": 0.9 - 0.4 * fall, "val/chosen_log_prob/policy": -60.0}
+            lines.append(",".join(str(cells.get(column, "")) for column in columns))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def responses(folder: Path, model: str, text: str | None = None) -> Path:
+    """A responses artefact with held-out prompts and one training prompt, which must not be shown."""
+    with draft(folder, "responses", {"model": model}) as work, RowWriter(work.path / "rows.jsonl") as rows:
+        rows.write(_response("train-0", "train", "TRAINING PROMPT", "TRAINING ANSWER", "stop"))
+        for index, prompt in enumerate(PROMPTS):
+            said = text or f"({model}) {ANSWER * (1 + 3 * (index == 2))}"
+            rows.write(_response(f"p{index}", "heldout", prompt, said, "length" if index % 3 == 2 else "stop"))
+    return folder
+
+
+def _response(prompt_id: str, split: str, prompt: str, text: str, reason: Any) -> ResponseRow:
+    return ResponseRow(prompt_id, split, [Message("user", prompt)], [1, 2], [3] * 41, text, reason, -40.0)
+
+
+def scores(folder: Path, gaps: dict[str, float]) -> Path:
+    """A scores artefact whose D of each pair is the given one."""
+    with draft(folder, "scores", {"anchor": folder.name}) as work, RowWriter(work.path / "rows.jsonl") as rows:
+        rows.write(*(ScoreRow(pair, -60.0 + gap, 40, -60.0, 38) for pair, gap in gaps.items()))
+    return folder
+
+
+def pairs(folder: Path, count: int) -> Path:
+    """A pairs artefact of `count` pairs named a0, a1, ..."""
+    with draft(folder, "pairs", {"rejected_from": "dsft"}) as work, RowWriter(work.path / "rows.jsonl") as rows:
+        work.counts.update({"kept": count, "dropped": {"identical": 2, "chosen cut": 5}})
+        for index in range(count):
+            message = [Message("user", "hello")]
+            rows.write(PairRow(f"a{index}", "p", "train", message, [1], [2, 3], "yes", "stop", [4], "no", "length"))
+    return folder
+
+
+def predictions(path: Path, seed: int, count: int) -> Path:
+    """One row a pair, with a margin of chosen less rejected."""
+    noise = random.Random(seed)
+    rows = []
+    for index in range(count):
+        chosen, rejected = noise.gauss(0.6, 0.5), noise.gauss(-0.1, 0.6)
+        margin = chosen - rejected
+        rows.append({"pair_id": f"a{index}", "margin": margin, "chosen_reward": chosen, "rejected_reward": rejected})
+    path.write_text("".join(json.dumps(found) + "\n" for found in rows), encoding="utf-8")
+    return path
+
+
+def experiment(folder: Path, count: int = 96) -> ReportInputs:
+    """A whole experiment, hostile in no place."""
+    noise = random.Random(3)
+    reference = {f"a{index}": noise.gauss(8, 14) for index in range(count)}
+    # another order than the reference's, as a second process would write it
+    teacher = {pair: gap + 27 + noise.gauss(0, 10) for pair, gap in reversed(reference.items())}
+    stages = [
+        {
+            "name": name,
+            "folder": f"runs/demo/{name}",
+            "seconds": seconds,
+            "counts": {"rows": count, "dropped": {"over-long": 1}},
+            "results": {"finished": 0.6412345},
+            "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"},
+        }
+        for name, seconds in (("prune", 21.4), ("sample-teacher", 74.2), ("dsft", 130.8), ("dadpo", 98.1))
+    ]
+    return ReportInputs(
+        title="SmolLM2-135M-Instruct, pruned by a fifth",
+        experiment="demo",
+        summary=summary(),
+        curves={
+            name: metrics(folder / f"{name}.csv", seed, name != "dsft")
+            for seed, name in enumerate(("dsft", "ddpo", "dadpo"))
+        },
+        scores={
+            "teacher": scores(folder / "teacher", teacher),
+            "reference": scores(folder / "reference", reference),
+        },
+        pairs=pairs(folder / "pairs", count),
+        predictions={name: predictions(folder / f"{name}.jsonl", 7, count) for name in ("ddpo", "dadpo")},
+        responses={
+            name: responses(folder / f"said-{name}", name) for name in ("pruned", "dsft", "ddpo", "dadpo", "teacher")
+        },
+        configuration="loss:\n  anchors:\n    reference: 0.05\n    teacher: 0.05\nseed: 1\n",
+        stages=stages,
+        notes=["A short run on two cores shows that the pipeline works, not that daDPO wins."],
+        command="make demo",
+    )
+
+
+def hostile(folder: Path) -> ReportInputs:
+    """The same with markup wherever a person, a model or a file can put text."""
+    inputs, bad = experiment(folder), f"{SCRIPT}{STYLE}"
+    stage = dict(inputs.stages[0], name=bad, folder=bad, counts={bad: bad}, results={bad: 1}, versions={bad: bad})
+    return replace(
+        inputs,
+        title=bad,
+        experiment=bad,
+        summary=[*inputs.summary, row(bad, 1e6, (1.0, 1.0, 1.0))],
+        curves={bad: _with_column(inputs.curves["dadpo"], bad)},
+        scores={**inputs.scores, bad: inputs.scores["teacher"], f"missing {bad}": folder / "nowhere"},
+        predictions={bad: inputs.predictions["dadpo"]},
+        responses={
+            **inputs.responses,
+            bad: responses(folder / "said-bad", "bad", f"{bad}\x00\x1b[31m $x$ é 漢 \u202e"),
+        },
+        configuration=bad,
+        stages=[stage],
+        notes=[bad],
+        command=bad,
+    )
+
+
+def _with_column(path: Path, name: str) -> Path:
+    lines = path.read_text("utf-8").splitlines()
+    more = path.with_name("hostile.csv")
+    more.write_text("\n".join([f"{lines[0]},{name}", *(f"{line},1.5" for line in lines[1:])]), encoding="utf-8")
+    return more
