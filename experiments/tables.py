@@ -1,0 +1,107 @@
+"""Numbers get into READMEs through this script alone.
+
+    python experiments/tables.py collect runs/demo experiments/demo   # a finished run -> results.json
+    python experiments/tables.py write                                # every results.json -> the READMEs
+
+`write` replaces what stands between `<!-- results: NAME -->` and `<!-- end -->` in README.md and in
+experiments/NAME/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = {
+    "finished": ("ends by itself", "{:.0%}"),
+    "mean_tokens": ("tokens", "{:.1f}"),
+    "teacher_nll": ("teacher's nats/token on its samples", "{:.2f}"),
+    "forward_kl": ("forward KL, nats/token", "{:.2f}"),
+    "reverse_kl": ("reverse KL, nats/token", "{:.2f}"),
+}
+
+
+def processor() -> str:
+    """The processor's name and the cores that this process may use."""
+    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if platform.system() == "Linux" else []
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+def collect(run: Path, experiment: Path) -> None:
+    """From a run's own files, with hardware and versions, to results.json."""
+    index = json.loads((run / "experiment.json").read_text("utf-8"))
+    manifests = {
+        stage["name"]: json.loads((Path(stage["folder"]) / "manifest.json").read_text("utf-8"))
+        for stage in index["stages"]
+    }
+    evaluation = manifests["evaluation"]
+    results = {
+        "name": index["name"],
+        "command": index["command"],
+        "hardware": processor(),
+        "precision": evaluation["results"].get("precision"),
+        "versions": evaluation["versions"],
+        "stage_minutes": round(sum(manifest["seconds"] for manifest in manifests.values()) / 60, 1),
+        "pairs": manifests["pairs"]["counts"],
+        "pruned": {key: manifests["pruned"]["results"][key] for key in ("layers_removed", "share_removed")},
+        "rows": json.loads((run / "summary.json").read_text("utf-8")),
+    }
+    (experiment / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def cell(row: dict[str, Any], column: str, form: str) -> str:
+    """`value [low, high]`."""
+    low, high = form.format(row[f"{column}_low"]), form.format(row[f"{column}_high"])
+    return f"{form.format(row[column])} [{low}, {high}]"
+
+
+def table(results: dict[str, Any]) -> str:
+    """The result table in Markdown, with what it was measured on."""
+    head = ["model", "parameters", *(name for name, _ in COLUMNS.values())]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in results["rows"]:
+        cells = [cell(row, column, form) for column, (_, form) in COLUMNS.items()]
+        lines.append("| " + " | ".join([row["model"], f"{row['parameters'] / 1e6:.1f} M", *cells]) + " |")
+    prompts, made = results["rows"][0]["prompts"], results["versions"]
+    lines += [
+        "",
+        f"{prompts} held-out prompts, one seed; in brackets 95 % bootstrap intervals over prompts. "
+        f"`{results['command']}` on {results['hardware']}, {results['precision']}: {results['stage_minutes']} minutes in "
+        f"its stages, with torch {made['torch']}, transformers {made['transformers']}, lightning {made['lightning']}.",
+    ]
+    return "\n".join(lines)
+
+
+def written(text: str, name: str, results: dict[str, Any]) -> str:
+    """`text` with the table between its markers made anew."""
+    pattern = rf"(<!-- results: {name} -->\n).*?(\n<!-- end -->)"
+    return re.sub(pattern, lambda found: found[1] + table(results) + found[2], text, flags=re.DOTALL)
+
+
+def write() -> None:
+    """Every experiment's results into its README and the project's."""
+    for file in sorted((ROOT / "experiments").glob("*/results.json")):
+        results = json.loads(file.read_text("utf-8"))
+        for readme in (ROOT / "README.md", file.parent / "README.md"):
+            readme.write_text(written(readme.read_text("utf-8"), file.parent.name, results), "utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    """See the module."""
+    match arguments:
+        case ["collect", run, experiment]:
+            collect(Path(run), Path(experiment))
+        case ["write"]:
+            write()
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
