@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from lightning_dadpo.data.plan import MicroBatch, plan_epoch, plan_evaluation
+from lightning_dadpo.data.rows import content_digest
 from lightning_dadpo.errors import ConfigError
 
 __all__ = ["PlannedLoader", "evaluation_loader"]
@@ -23,6 +25,8 @@ class _Plan(Sampler[MicroBatch]):
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
+        if epoch != self.epoch:  # what was handed out belongs to the epoch that it was counted in
+            self.skip = 0
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -69,8 +73,9 @@ class PlannedLoader(DataLoader[Any]):
     ) -> None:
         if rows_per_step < 1:
             raise ConfigError(f"rows per optimizer step {rows_per_step}: expected at least 1")
-        self.identity = {"rows": len(rows), "rows_per_step": rows_per_step, "seed": seed}
+        self.identity: dict[str, Any] = {"rows": len(rows), "rows_per_step": rows_per_step, "seed": seed}
         self.identity |= {"micro_batches": micro_batches, "world_size": world_size}
+        self.identity |= {"digest_of_lengths": content_digest(list(lengths))}
 
         def plan(epoch: int) -> list[MicroBatch]:
             return plan_epoch(lengths, rows_per_step, micro_batches, world_size, rank, seed, epoch)
@@ -82,6 +87,7 @@ class PlannedLoader(DataLoader[Any]):
             sampler=self.plan,
             batch_size=None,
             collate_fn=lambda item: collate(*item),
+            generator=torch.Generator(),  # or every iter() draws from the global state, which dropout uses too
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -114,4 +120,10 @@ def evaluation_loader(
     """Every row once over all ranks."""
     batches = plan_evaluation(lengths, rows_per_batch, world_size, rank)
     dataset: Any = _Rows(rows)
-    return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=lambda item: collate(*item))
+    return DataLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,
+        collate_fn=lambda item: collate(*item),
+        generator=torch.Generator(),
+    )
