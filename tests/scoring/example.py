@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import torch
 
 from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.data.rows import Message, PairRow, ResponseRow, RowWriter, ScoreRow, content_digest
+from lightning_dadpo.losses import DaDPO
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.scoring.stage import score
-from tests.tiny import END_OF_TURN, VOCABULARY
+from lightning_dadpo.training.datamodule import PairSource, PreferenceData
+from lightning_dadpo.training.preference import AnchorSource, PreferenceModule
+from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -91,3 +96,48 @@ def trainer(root: Path, callbacks: Sequence[L.Callback] = (), **settings: Any) -
         "precision": "32-true",
     }
     return L.Trainer(default_root_dir=root, callbacks=list(callbacks), **(defaults | settings))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A student with its teacher, pairs of two splits, and what both models give to them."""
+
+    student: Path
+    teacher: Path
+    pairs: Path
+    reference_scores: Path
+    teacher_scores: Path
+
+    def module(self, live: bool = False, **changes: Any) -> PreferenceModule:
+        """A daDPO module over cached or live anchors."""
+        anchors = {
+            "reference": AnchorSource(model=ModelSpec(str(self.student)))
+            if live
+            else AnchorSource(scores=str(self.reference_scores)),
+            "teacher": AnchorSource(model=ModelSpec(str(self.teacher)))
+            if live
+            else AnchorSource(scores=str(self.teacher_scores)),
+        }
+        settings: dict[str, Any] = {
+            "student": ModelSpec(str(self.student)),
+            "loss": DaDPO(beta_reference=0.1, beta_teacher=0.05),
+            "anchors": anchors,
+            "optimizer": partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1),
+        }
+        return PreferenceModule(**(settings | changes))
+
+    def data(self, **changes: Any) -> PreferenceData:
+        """Its pairs, six to a step."""
+        splits = {name: PairSource(str(self.pairs), name) for name in ("train", "validation")}
+        settings: dict[str, Any] = {"pairs_per_step": 6, "evaluation_pairs": 3} | splits
+        return PreferenceData(**(settings | changes))
+
+
+def make_setup(folder: Path, dropout: float = 0.0, train: int = 16) -> Setup:
+    """A random student of two layers, a random teacher of four; everything in float32."""
+    student = tiny_model(folder / "student", layers=2, seed=1, dropout=dropout)
+    teacher = tiny_model(folder / "teacher", layers=4, seed=2)
+    rows = make_pairs(train) + make_pairs(7, "validation")
+    pairs = write_artifact(folder / "pairs", "pairs", rows)
+    reference = scored(student, pairs, folder / "reference", anchor="reference")
+    return Setup(student, teacher, pairs, reference, scored(teacher, pairs, folder / "scores"))
