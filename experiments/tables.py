@@ -29,7 +29,9 @@ COLUMNS = {
 
 def processor() -> str:
     """The processor's name and the cores that this process may use."""
-    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if platform.system() == "Linux" else []
+    names = (
+        re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if platform.system() == "Linux" else []
+    )
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
@@ -72,8 +74,8 @@ def table(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"{prompts} held-out prompts, one seed; in brackets 95 % bootstrap intervals over prompts. "
-        f"`{results['command']}` on {results['hardware']}, {results['precision']}: {results['stage_minutes']} minutes in "
-        f"its stages, with torch {made['torch']}, transformers {made['transformers']}, lightning {made['lightning']}.",
+        f"`{results['command']}` on {results['hardware']}, {results['precision']}: {results['stage_minutes']} minutes "
+        f"in its stages, with torch {made['torch']}, transformers {made['transformers']}, lightning {made['lightning']}.",
     ]
     return "\n".join(lines)
 

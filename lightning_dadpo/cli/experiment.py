@@ -112,7 +112,7 @@ def read_experiment(path: str) -> Experiment:
     parser.add_class_arguments(Experiment, "experiment")
     text = Path(path).read_text("utf-8")
     indented = "experiment:\n" + "".join(f"  {line}\n" for line in text.splitlines())
-    config = parser.parse_string(indented, cfg_path=path)
+    config = parser.parse_string(indented, path=path)
     experiment: Experiment = parser.instantiate(config).experiment
     for recipe in (experiment.dsft, *experiment.objectives.values()):
         for file in recipe.configs:

@@ -58,15 +58,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(arguments)
-    except DadpoError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `dadpo ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        mistake = _persons_mistake(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+def _persons_mistake(error: BaseException | None) -> DadpoError | None:
+    """The mistake behind an exception: jsonargparse wraps what a constructor refuses in an error of its own."""
+    while error is not None and not isinstance(error, DadpoError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -40,7 +40,7 @@ def _inputs(root: Path, index: dict[str, Any]) -> ReportInputs:
         title=f"{index['name']}: a small student after its teacher",
         experiment=index["name"],
         summary=json.loads((root / "summary.json").read_text("utf-8")),
-        curves={name: path / "curves" / "metrics.csv" for name, path in fits.items()},
+        curves={name: path / "curves.csv" for name, path in fits.items()},
         scores=_named(folders, "score-"),
         pairs=folders.get("pairs"),
         predictions={name: path / "validation_pairs.jsonl" for name, path in fits.items() if name != "dsft"},

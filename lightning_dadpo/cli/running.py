@@ -13,10 +13,12 @@ from typing import Any
 
 import yaml
 
+from lightning_dadpo.cli.curves import join_curves
 from lightning_dadpo.cli.experiment import Experiment, read_experiment
 from lightning_dadpo.cli.stages import Stage, plan_stages
 from lightning_dadpo.data.artifacts import draft, read_manifest, write_atomically
 from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.models.model_card import add_measurements
 
 __all__ = ["run", "demo", "DEMO"]
 
@@ -109,6 +111,7 @@ def _run_stage(experiment: Experiment, stage: Stage) -> int:
         status = _start(command)
         if status:
             raise _StageFailedError(status)
+        join_curves(sorted(work.path.glob("curves-*/metrics.csv")), work.path / "curves.csv")
     return 0
 
 
@@ -123,7 +126,9 @@ def _trainer_overlay(experiment: Experiment, stage: Stage, folder: Path) -> dict
     settings: dict[str, Any] = json.loads(json.dumps(stage.settings))
     trainer = settings.setdefault("trainer", {})
     trainer["default_root_dir"] = str(folder)
-    curves = {"save_dir": str(folder), "name": "", "version": "curves"}
+    # CSVLogger empties a folder that it finds, so each attempt has its own; `join_curves` joins them
+    attempt = len(list(folder.glob("curves-*")))
+    curves = {"save_dir": str(folder), "name": "", "version": f"curves-{attempt}"}
     trainer["logger"] = [
         {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": curves},
         {"class_path": "ExperimentLogger", "init_args": {**tracking, "save_dir": str(experiment.folder)}},
@@ -171,6 +176,9 @@ def _publish(experiment: Experiment, path: str, stages: list[Stage], summary: st
     if made_anew or not same or not report.is_file() or not (root / "summary.json").is_file():
         write_atomically(root / "experiment.json", text)
         write_atomically(root / "summary.json", summary)
+        for stage in stages:
+            if stage.name.startswith("model-"):
+                add_measurements(stage.folder, json.loads(summary))
         status = _start([*_dadpo(), "report", str(root)])
         if status:
             raise ConfigError(f"the report failed with status {status}")

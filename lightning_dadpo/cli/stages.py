@@ -66,11 +66,12 @@ class _Planner:
         }
         return self.add(f"sample-{name}", "sample", settings, outside=[contents, _identity(spec)])
 
-    def fit(self, name: str, recipe: FitRecipe, overlay: dict[str, Any]) -> str:
+    def fit(self, name: str, recipe: FitRecipe, overlay: dict[str, Any], made_with: list[str]) -> str:
         """A training and its export; the exported folder."""
         trained = self.add(name, "fit", _merge(recipe.settings, overlay), configs=tuple(recipe.configs))
         checkpoint = f"{trained}/checkpoints/{recipe.checkpoint}.ckpt"
-        return self.add(f"model-{name}", "export", {"checkpoint": checkpoint})
+        said = {"teacher": self.experiment.teacher.path, "made_with": made_with}
+        return self.add(f"model-{name}", "export", {"checkpoint": checkpoint, **said})
 
 
 def _text(path: str) -> str:
@@ -110,10 +111,12 @@ def plan_stages(experiment: Experiment) -> list[Stage]:
     else:
         assert experiment.student is not None
         initial = experiment.student
-    dsft = planner.fit("dsft", experiment.dsft, _supervised(initial, answers, experiment.keep_cut))
+    dsft = planner.fit("dsft", experiment.dsft, _supervised(initial, answers, experiment.keep_cut), [answers])
     rejected_by = ModelSpec(dsft) if experiment.rejected_from == "dsft" else initial
     rejected = planner.sample("rejected", rejected_by, ["train", "validation"], seed + 1)
-    pairs = planner.add("pairs", "pair", {"chosen": answers, "rejected": rejected, "keep_cut_chosen": experiment.keep_cut})
+    pairs = planner.add(
+        "pairs", "pair", {"chosen": answers, "rejected": rejected, "keep_cut_chosen": experiment.keep_cut}
+    )
     scores = {
         anchor: planner.add(
             f"score-{anchor}",
@@ -125,7 +128,7 @@ def plan_stages(experiment: Experiment) -> list[Stage]:
     students = {experiment.initial_name: initial, "dsft": ModelSpec(dsft)}
     for name, recipe in experiment.objectives.items():
         overlay = _preference(dsft, pairs, scores) | _callbacks(teacher, answers, rejected)
-        students[name] = ModelSpec(planner.fit(name, recipe, overlay))
+        students[name] = ModelSpec(planner.fit(name, recipe, overlay, [answers, rejected, pairs]))
     _evaluation(planner, teacher, answers, students, seed + 1)
     return planner.stages
 

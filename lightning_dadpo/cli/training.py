@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import lightning as L
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_dadpo.cli.command_parser import one_line
 from lightning_dadpo.errors import ConfigError
@@ -65,6 +66,16 @@ class _CLI(LightningCLI):  # type: ignore[misc]
             print(describe())
 
 
+class _SaveConfig(SaveConfigCallback):  # type: ignore[misc]
+    """The resolved configuration beside the curves, and in the tracked run."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        resolved = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            if isinstance(logger, ExperimentLogger):
+                logger.log_hyperparams(resolved)
+
+
 def run_lightning(arguments: list[str]) -> None:
     """Parse and run one of Lightning's subcommands."""
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
@@ -79,6 +90,7 @@ def run_lightning(arguments: list[str]) -> None:
         parser_class=_Parser,
         auto_configure_optimizers=False,
         trainer_defaults=DEFAULTS | {"precision": training_precision()},
+        save_config_callback=_SaveConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         args=None if arguments == sys.argv[1:] else arguments,

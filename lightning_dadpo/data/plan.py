@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -45,7 +46,7 @@ def deal(step: Sequence[int], lengths: Sequence[int], micro_batches: int, world_
     ordered = sorted(step, key=lambda row: (lengths[row], row))
     parts = micro_batches * world_size
     bounds = [len(ordered) * part // parts for part in range(parts + 1)]
-    groups = [ordered[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    groups = [ordered[start:end] for start, end in pairwise(bounds)]
     made = [
         MicroBatch(tuple(group), (1.0,) * len(group), tuple(step))
         if group

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from lightning_dadpo.data.artifacts import write_atomically
+from lightning_dadpo.data.artifacts import read_manifest, write_atomically
 
-__all__ = ["ModelCard", "write_model_card", "escape_markdown"]
+__all__ = ["ModelCard", "write_model_card", "add_measurements", "escape_markdown"]
 
 WHAT_IT_IS_NOT = """\
 - Not a safety-tuned or fact-checked model: it imitates its teacher, errors and biases included.
@@ -54,6 +54,18 @@ def escape_markdown(value: Any) -> str:
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_{}\[\]|~#!$])", r"\\\1", text)
     return re.sub(r"^([-+=]|\d+[.)])(?=\s|$|[-=])", r"\\\1", text)
+
+
+def add_measurements(folder: Path, measured: list[dict[str, Any]]) -> None:
+    """Write the card of an exported model again, now with what was measured of it.
+
+    Args:
+        folder: a model artefact of `dadpo export`; its manifest keeps what its card said.
+        measured: rows of a summary.
+    """
+    said = dict(read_manifest(folder, "model").results["card"])
+    said |= {"pipeline": tuple(said["pipeline"]), "measured": measured}
+    write_model_card(folder, ModelCard(**said))
 
 
 def public_name(path: str) -> str:

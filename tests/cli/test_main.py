@@ -126,7 +126,8 @@ def test_every_objective_is_a_complete_run_with_the_shared_files(loss: Path, tmp
     run = tmp_path / "run.yaml"
     anchors = "{reference: {scores: a}, teacher: {scores: b}}"
     run.write_text(
-        f"model: {{init_args: {{student: {{path: x}}, anchors: {anchors}}}}}\ndata: {{init_args: {{train: {{folder: z}}}}}}\n"
+        f"model: {{init_args: {{student: {{path: x}}, anchors: {anchors}}}}}\n"
+        "data: {init_args: {train: {folder: z}}}\n"
     )
     files = [ROOT / "configs/trainer/default.yaml", loss, ROOT / "configs/recipes/preference.yaml", run]
     done = dadpo("fit", *(part for file in files for part in ("-c", str(file))), "--print_config")
