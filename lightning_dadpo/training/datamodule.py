@@ -96,6 +96,8 @@ class _PlannedData(L.LightningDataModule, ABC):
         self.sources = sources
         self.rows_per_step, self.rows_per_batch, self.seed = rows_per_step, rows_per_batch, seed
         self.rows: dict[str, list[Any]] = {}
+        self._train_loader: PlannedLoader | None = None
+        self._interrupted: dict[str, Any] = {}
 
     @abstractmethod
     def _collate(self, rows: list[Any], part: MicroBatch, step: list[Any]) -> Any: ...
@@ -122,7 +124,7 @@ class _PlannedData(L.LightningDataModule, ABC):
             raise ConfigError("data.train: nothing to train on; give it a folder")
         assert self.trainer is not None
         rows, (world_size, rank) = self.rows["train"], self._world()
-        return PlannedLoader(
+        self._train_loader = PlannedLoader(
             rows,
             self._lengths(rows),
             self._collate,
@@ -132,6 +134,22 @@ class _PlannedData(L.LightningDataModule, ABC):
             rank=rank,
             seed=self.seed,
         )
+        if self._interrupted:
+            self._train_loader.load_state_dict(self._interrupted)
+            self._interrupted = {}
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the training loader has come.
+
+        Kept here because Lightning restores a loader's own state only where nobody has asked for the number of
+        steps before, and our schedule does: a resumed epoch would begin again with its first rows (trap D4).
+        """
+        return self._train_loader.state_dict() if self._train_loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembered until the training loader is made; a plan that does not fit is refused there."""
+        self._interrupted = state_dict
 
     def _evaluation_loader(self, name: str) -> DataLoader[Any] | list[Any]:
         if name not in self.rows:
