@@ -13,7 +13,7 @@ __all__ = ["CurveSection", "curve_section"]
 
 Runs = Mapping[str, Mapping[str, Series]]
 LOSSES = ("train/loss", "val/loss")
-PREFERENCE = "nats a pair; ln 2 = 0.693 when training starts at every anchor"
+PREFERENCE = "nats a pair; ln 2 = 0.693 is no preference"
 SUPERVISED = "nats a token of the teacher's answers"
 # Column -> title and unit. Losses stand apart: supervised and preference losses share a name, not a scale.
 PANELS = {
@@ -22,6 +22,7 @@ PANELS = {
     "val/policy_preference": ("Validation preference of the policy", "share of pairs whose chosen answer it prefers"),
     "val/chosen_log_prob/policy": ("Log-probability of the chosen", "nats a response; a fall is normal"),
     "val/rejected_log_prob/policy": ("Log-probability of the rejected", "nats a response"),
+    "val/teacher_nll": ("Teacher NLL of fresh answers", "nats/token on validation prompts, lower is better"),
     "val/forward_kl": ("Forward KL to the teacher", "nats/token on validation prompts, lower is better"),
     "val/reverse_kl": ("Reverse KL to the teacher", "nats/token on validation prompts, lower is better"),
     "train/learning_rate": ("Learning rate", "per optimizer step"),

@@ -93,24 +93,34 @@ def _listed(labels: list[str]) -> str:
     return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
 
 
-def _headline(comparison: Comparison) -> str:
+def _reasons(comparison: Comparison) -> str:
+    overlap, unknown = comparison.labels("overlap"), comparison.labels("unknown")
+    said = [f"the 95\u00a0% intervals of {_listed(overlap)} overlap"] if overlap else []
+    said += [f"{_listed(unknown)} cannot be compared"] if unknown else []
+    return "; ".join(said)
+
+
+def _decided(comparison: Comparison) -> str:
+    """One sentence on what lies apart, and what does not."""
     model, other = display_name(comparison.model), display_name(comparison.other)
-    better, worse, overlap, unknown = (
-        comparison.labels("better"), comparison.labels("worse"),
-        comparison.labels("overlap"), comparison.labels("unknown"),
-    )  # fmt: skip
-    if not better and not worse:
-        said = f"This run does not tell {model} and {other} apart"
-        reasons = [f"the 95 % intervals of {_listed(overlap)} overlap"] if overlap else []
-        reasons += [f"{_listed(unknown)} cannot be compared"] if unknown else []
-        return f"{said}: {'; '.join(reasons)}."
+    better, worse = comparison.labels("better"), comparison.labels("worse")
     claims = [f"better than {other} on {_listed(better)}"] if better else []
     claims += [f"worse {'' if better else f'than {other} '}on {_listed(worse)}"] if worse else []
-    rest = [f" {_listed(overlap)}: the intervals overlap, so nothing is decided."] if overlap else []
-    rest += [f" {_listed(unknown)}: cannot be compared."] if unknown else []
-    return f"{model} is {' and '.join(claims)}, with the 95 % intervals apart.{''.join(rest)}"
+    reasons = _reasons(comparison)
+    rest = f" Not decided: {reasons}." if reasons else ""
+    return f"{model} is {' and '.join(claims)}, with the 95\u00a0% intervals apart.{rest}"
 
 
 def headlines(found: Sequence[Comparison]) -> list[str]:
-    """One sentence a comparison, the last question of the pipeline first."""
-    return [_headline(comparison) for comparison in reversed(found)]
+    """What the comparisons decide, the pipeline's last question first; undecided ones share a sentence."""
+    sentences: dict[str, list[str]] = {}
+    for comparison in reversed(found):
+        if comparison.labels("better") or comparison.labels("worse"):
+            sentences[_decided(comparison)] = []
+        else:
+            names = f"{display_name(comparison.model)} and {display_name(comparison.other)}"
+            sentences.setdefault(_reasons(comparison), []).append(names)
+    return [
+        f"This run does not tell {', nor '.join([f'{pairs[0]} apart', *pairs[1:]])}: {said}." if pairs else said
+        for said, pairs in sentences.items()
+    ]

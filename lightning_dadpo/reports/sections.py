@@ -66,7 +66,8 @@ def _add_difference(section: Section, anchor: str, gaps: Mapping[str, float], re
             f"(quartiles {low:.1f} and {high:.1f}). Where its weight times this is above 3 for most pairs, "
             "every pair pulls equally hard and the anchor's differences are lost."
         )
-        sure = sum(gaps[pair] > 0 for pair in shared) / len(shared)
+        own = finite([gaps[pair] for pair in shared])
+        sure = sum(gap > 0 for gap in own) / len(own)
         section.facts.append(f"The {name} finds the chosen response more probable in {100 * sure:.0f} % of the pairs.")
     alone = len(gaps) + len(reference) - 2 * len(shared)
     if alone:
@@ -111,7 +112,7 @@ def _margin_sentence(name: str, rewards: Rewards) -> str:
     ties = sum(margin == 0 for margin in margins)
     accuracy = (sum(margin > 0 for margin in margins) + ties / 2) / len(margins)
     tied = f", {ties} tied and counted as half" if ties else ""
-    broken = f" {lost} margins are not finite and not counted." if lost else ""
+    broken = f" Margins that are not finite and not counted: {lost}." if lost else ""
     return (
         f"{name}: margin above 0 in {100 * accuracy:.0f} % of {len(margins)} pairs{tied}; "
         f"median margin {quantile(margins, 0.5):.3f} nats.{broken}"

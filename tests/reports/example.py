@@ -129,6 +129,7 @@ def predictions(path: Path, seed: int, count: int) -> Path:
 
 def experiment(folder: Path, count: int = 96) -> ReportInputs:
     """A whole experiment, hostile in no place."""
+    folder.mkdir(parents=True, exist_ok=True)
     noise = random.Random(3)
     reference = {f"a{index}": noise.gauss(8, 14) for index in range(count)}
     # another order than the reference's, as a second process would write it
