@@ -115,6 +115,16 @@ class LastCheckpoint(ModelCheckpoint):
         self.dirpath = self.dirpath or str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Only behind a whole optimizer step: the gradients of half a step are not in a checkpoint.
+
+        Without this a run that was resumed at step N saves again at its next micro-batch, which is still step N.
+        """
+        if not trainer.fit_loop._should_accumulate():
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last step too, when it is no multiple of N."""
         if self._last_global_step_saved != trainer.global_step:
