@@ -43,6 +43,7 @@ class StudentModule(L.LightningModule):
         self.frozen = nn.ModuleDict()
         self.training_means = ExampleMeans(names)
         self.evaluation_means = ExampleMeans(names)
+        self._random_state: dict[str, Tensor] = {}
         self.strict_loading = False  # the frozen models' keys are not in a checkpoint; on_load_checkpoint is strict
         self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_forgive_frozen)  # type: ignore[no-untyped-call]
@@ -78,6 +79,19 @@ class StudentModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the weights are."""
         checkpoint["dadpo"] = self.describe()
+        checkpoint["random_state"] = self._random_state_now()
+
+    def _random_state_now(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        return state | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
+
+    def on_train_start(self) -> None:
+        """Dropout goes on where the checkpoint left it: exactly on one device; of several, rank 0's is everyone's."""
+        if self._random_state:
+            torch.set_rng_state(self._random_state["cpu"].cpu())
+            if self.device.type == "cuda" and "cuda" in self._random_state:
+                torch.cuda.set_rng_state(self._random_state["cuda"].cpu(), self.device)
+            self._random_state = {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Hold the checkpoint to this student, key by key.
@@ -92,6 +106,7 @@ class StudentModule(L.LightningModule):
                 f"checkpoint and student do not fit: {len(expected - found)} keys missing, "
                 f"{len(found - expected)} unexpected, for example {example}"
             )
+        self._random_state = checkpoint.get("random_state", {})
 
     def log_training_means(self) -> None:
         """Means since the last time, once every `log_every_n_steps`: no other step waits for a GPU."""
