@@ -12,7 +12,7 @@ from lightning_dadpo.data.rows import PairRow
 from lightning_dadpo.errors import AuditError
 from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.numerics import inference_precision
-from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.scoring.audit import (
     Tolerance,
     audit_live,
@@ -22,6 +22,8 @@ from lightning_dadpo.scoring.audit import (
     measure_tolerance,
     saturation,
 )
+from lightning_dadpo.scoring.base import Scorer
+from lightning_dadpo.scoring.cached import CachedScorer
 from lightning_dadpo.scoring.live import AutocastScorer, LiveScorer
 from lightning_dadpo.training.preference import PreferenceModule
 from lightning_dadpo.types import PairBatch, PairLogProbs
@@ -97,7 +99,7 @@ class CheckScores(L.Callback):
     def _audit_teacher(self, module: PreferenceModule, pairs: list[PairRow]) -> None:
         stored = module.scorers["teacher"]
         if "teacher" not in module.frozen and self.teacher is not None:
-            precision = inference_precision(module.device)
+            precision = _scored_in(stored, module.device)
             model = load_frozen(self.teacher, precision, module.device)
             live = AutocastScorer(LiveScorer(model), precision)
             tolerance = audit_live("teacher", stored, live, pairs, module.device, exact=precision == "32-true")
@@ -119,6 +121,14 @@ class CheckScores(L.Callback):
             betas = {name: beta for name, beta in getattr(module.loss, "betas", {}).items() if name in scores}
             for line in saturation(scores, betas).lines():
                 print(line)
+
+
+def _scored_in(stored: Scorer, device: torch.device) -> Precision:
+    """The number format of a cache: asked in another one, honest scores differ by more than the noise (trap B8)."""
+    if isinstance(stored, CachedScorer) and "backend" in stored.manifest.made_from:
+        precision: Precision = stored.manifest.made_from["backend"].split()[-1]
+        return precision
+    return inference_precision(device)
 
 
 class _Student:
