@@ -67,9 +67,16 @@ class StudentModule(L.LightningModule):
         return self
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over the student, warm-up and cosine over the run's estimated steps."""
+        """The optimizer over the student, warm-up and cosine over the run's estimated steps.
+
+        Raises:
+            ConfigError: the run has no end.
+        """
         optimizer = self.optimizer(parameter_groups(self.student))
-        scheduler = warmup_then_cosine(optimizer, self.schedule, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ConfigError("trainer.max_epochs and trainer.max_steps are both -1: the schedule needs one of them")
+        scheduler = warmup_then_cosine(optimizer, self.schedule, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def describe(self) -> dict[str, Any]:
