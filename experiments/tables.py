@@ -75,7 +75,9 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"{prompts} held-out prompts, one seed; in brackets 95 % bootstrap intervals over prompts. "
         f"`{results['command']}` on {results['hardware']}, {results['precision']}: {results['stage_minutes']} minutes "
-        f"in its stages, with torch {made['torch']}, transformers {made['transformers']}, lightning {made['lightning']}.",
+        f"in its stages, with "
+        + ", ".join(f"{package} {made[package]}" for package in ("torch", "transformers", "lightning"))
+        + ".",
     ]
     return "\n".join(lines)
 

@@ -64,7 +64,7 @@ class _Planner:
             "settings": asdict(self.experiment.sampling) | {"seed": seed},
             "batch_size": self.experiment.batch_size,
         }
-        return self.add(f"sample-{name}", "sample", settings, outside=[contents, _identity(spec)])
+        return self.add(f"sample-{name}", "sample", settings, outside=[contents, _identity(spec, self.root)])
 
     def fit(self, name: str, recipe: FitRecipe, overlay: dict[str, Any], made_with: list[str]) -> str:
         """A training and its export; the exported folder."""
@@ -78,15 +78,15 @@ def _text(path: str) -> str:
     return Path(path).read_text("utf-8") if Path(path).is_file() else ""
 
 
-def _identity(spec: ModelSpec) -> Any:
-    """Sizes and times of a local model's files: a folder that was trained anew is another model."""
+def _identity(spec: ModelSpec, root: Path) -> Any:
+    """Sizes and times of a local model's files: a folder that was trained anew is another model.
+
+    What the experiment itself makes is known by its folder's name, and may not be there yet.
+    """
     folder = Path(spec.path)
-    if "runs" in folder.parts or not folder.is_dir():
-        return asdict(spec)
-    return [
-        asdict(spec),
-        [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors"))],
-    ]
+    if folder.is_relative_to(root) or not folder.is_dir():
+        return None
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def write_experiment(folder: Path, **changes: Any) -> Path:
         "teacher": {"path": str(teacher)},
         "prune": {"share": 0.2, "rows": 4},
         "prompts": write_prompts(folder),
-        "sampling": {"temperature": 1.0, "max_new_tokens": 12, "seed": 1},
+        "sampling": {"temperature": 1.0, "max_new_tokens": 160, "seed": 1},
         "batch_size": 8,
         "keep_cut": True,
         "dsft": {"configs": [*common, str(recipes / "recipes" / "dsft.yaml")], "settings": trainer},

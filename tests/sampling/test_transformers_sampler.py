@@ -15,7 +15,8 @@ from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import Sampled, SamplerSettings
-from lightning_dadpo.sampling.transformers_sampler import TransformersSampler, _Draw
+from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
+from lightning_dadpo.sampling.transformers_sampler import draw as draw_tokens
 from tests.tiny import END_OF_TURN
 
 PROMPTS = [[40, 41, 42], [50] * 9, [60], [70, 71, 72, 73, 74, 75]]
@@ -36,8 +37,7 @@ def drawn_tokens(logits: list[float], **settings: Any) -> Counter[int]:
     """What an even grid of uniform numbers draws: the shares of the grid are the probabilities, up to its step."""
     grid = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     scores = torch.tensor([logits]).expand(2000, -1)
-    picked = _Draw(SamplerSettings(**settings), grid[:, None])(torch.zeros(2000, 1, dtype=torch.long), scores)
-    return Counter(picked.argmax(dim=-1).tolist())
+    return Counter(draw_tokens(scores, grid, SamplerSettings(**settings)).tolist())
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -170,3 +170,18 @@ def test_sampling_leaves_the_global_random_state_alone(model: Any) -> None:
     before = torch.get_rng_state()
     draw(model)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_finished_rows_leave_the_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_of_each_pass: list[int] = []
+    forward = type(model).forward
+
+    def counted(self: Any, *arguments: Any, **named: Any) -> Any:
+        rows_of_each_pass.append(len(named["input_ids"]))
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    sampled = draw(model, ends=tuple(range(0, 259, 4)), max_new_tokens=30)
+    running = [sum(len(one.token_ids) > step for one in sampled) for step in range(len(rows_of_each_pass))]
+    assert rows_of_each_pass == running
+    assert rows_of_each_pass[-1] < rows_of_each_pass[0] == len(PROMPTS)
