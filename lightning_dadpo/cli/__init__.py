@@ -1,1 +1,1 @@
-"""cli"""
+"""The command `dadpo`."""

@@ -1,1 +1,1 @@
-"""sampling"""
+"""Responses drawn from a model, with the raw log-prob of each."""

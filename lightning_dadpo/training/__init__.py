@@ -1,1 +1,1 @@
-"""training"""
+"""The LightningModules, their data, and what runs beside them."""
