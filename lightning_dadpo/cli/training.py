@@ -17,7 +17,7 @@ from lightning_dadpo.cli.command_parser import one_line
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.losses import DPO, AnchoredPreference, DaDPO
 from lightning_dadpo.models.numerics import describe, training_precision
-from lightning_dadpo.training.callbacks import LastCheckpoint, RecordPairs, StepProgress, Throughput
+from lightning_dadpo.training.callbacks import BestCheckpoint, LastCheckpoint, RecordPairs, StepProgress, Throughput
 from lightning_dadpo.training.checks import CheckScores
 from lightning_dadpo.training.datamodule import PreferenceData, SupervisedData
 from lightning_dadpo.training.loggers import ExperimentLogger
@@ -29,7 +29,8 @@ __all__ = ["run_lightning", "NAMED_IN_YAML"]
 
 NAMED_IN_YAML = (
     AnchoredPreference, DaDPO, DPO, PreferenceModule, SupervisedModule, PreferenceData, SupervisedData,
-    LastCheckpoint, RecordPairs, StepProgress, Throughput, CheckScores, ExperimentLogger, WatchDistances,
+    LastCheckpoint, BestCheckpoint, RecordPairs, StepProgress, Throughput, CheckScores, ExperimentLogger,
+    WatchDistances,
 )  # fmt: skip
 """Imported so that a YAML can name them without their module."""
 

@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -19,7 +19,7 @@ from lightning_dadpo.progress import Progress, progress
 from lightning_dadpo.training.student import logging_interval
 from lightning_dadpo.types import PairBatch
 
-__all__ = ["StepProgress", "Throughput", "LastCheckpoint", "RecordPairs"]
+__all__ = ["StepProgress", "Throughput", "LastCheckpoint", "BestCheckpoint", "RecordPairs"]
 
 
 class StepProgress(L.Callback):
@@ -112,7 +112,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Put the folder where a rerun of the same command finds it."""
-        self.dirpath = self.dirpath or str(Path(trainer.default_root_dir) / "checkpoints")
+        self.dirpath = self.dirpath or checkpoint_folder(trainer)
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
@@ -130,6 +130,40 @@ class LastCheckpoint(ModelCheckpoint):
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         super().on_train_end(trainer, pl_module)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt`: the student's weights at the best value so far of any logged name; no optimizer, so no resuming.
+
+    Args:
+        monitor: a logged name, for example val/reverse_kl. Stop by a distance, never by the margin: at a rate that is
+            too high the margin improves while the student breaks.
+        mode: whether less or more of it is better.
+        dirpath: folder; by default `checkpoints` under `trainer.default_root_dir`.
+    """
+
+    def __init__(
+        self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min", dirpath: str | None = None
+    ) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The folder of `LastCheckpoint`."""
+        self.dirpath = self.dirpath or checkpoint_folder(trainer)
+        super().setup(trainer, pl_module, stage)
+
+
+def checkpoint_folder(trainer: L.Trainer) -> str:
+    """Where a rerun of the same command finds the checkpoints, and `dadpo run` too."""
+    return str(Path(trainer.default_root_dir) / "checkpoints")
 
 
 class RecordPairs(L.Callback):
