@@ -12,7 +12,7 @@ from lightning_dadpo.data.chat import render_prompt
 from lightning_dadpo.data.prompts import PromptFile, read_prompts
 from lightning_dadpo.data.rows import PromptRow, ResponseRow, RowWriter, content_digest, read_rows
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.models.loading import end_of_turn_ids, load_frozen, load_tokenizer, model_digest
+from lightning_dadpo.models.loading import autocast, end_of_turn_ids, load_frozen, load_tokenizer, model_digest
 from lightning_dadpo.models.numerics import default_device, inference_precision
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.progress import progress
@@ -65,7 +65,8 @@ def sample(
     loaded = load_frozen(model, precision, default_device())
     sampler = TransformersSampler(loaded, end_of_turn_ids(loaded, tokenizer), settings)
     with draft(out, "responses", made_from) as work:
-        _draw_all(work, sampler, tokenizer, tasks, batch_size)
+        with autocast(precision, default_device()):
+            _draw_all(work, sampler, tokenizer, tasks, batch_size)
     return Path(out)
 
 

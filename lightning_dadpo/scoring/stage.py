@@ -71,8 +71,9 @@ def score(
     with draft(out, "scores", made_from) as work:
         _score_all(work, scorer, rows, batch_pairs)
         stored = ScoreTable(read_rows(work.path / "rows.jsonl", ScoreRow), work.path)
-        tolerance = audit_live(anchor, stored, scorer, rows, device, exact=precision == "32-true")
-        compared = audit_sampler(anchor, stored, rows, sides, tolerance)
+        exact = precision == "32-true"
+        tolerance = audit_live(anchor, stored, scorer, rows, device, exact)
+        compared = audit_sampler(anchor, stored, rows, sides, tolerance, exact)
         again = len(audit_rows(rows))
         work.results["audit"] = {"tolerance": asdict(tolerance), "rows": again, "samples": compared}
         print(f"audit of {anchor}: {again} pairs scored again alone, {compared} samples against their sampler: agree")

@@ -21,6 +21,7 @@ from lightning_dadpo.scoring.audit import (
     audit_sampler,
     measure_tolerance,
     saturation,
+    scores_of,
 )
 from lightning_dadpo.scoring.base import Scorer
 from lightning_dadpo.scoring.cached import CachedScorer
@@ -102,9 +103,10 @@ class CheckScores(L.Callback):
             precision = _scored_in(stored, module.device)
             model = load_frozen(self.teacher, precision, module.device)
             live = AutocastScorer(LiveScorer(model), precision)
-            tolerance = audit_live("teacher", stored, live, pairs, module.device, exact=precision == "32-true")
+            exact = precision == "32-true"
+            tolerance = audit_live("teacher", stored, live, pairs, module.device, exact)
             if self.chosen_from_teacher:
-                compared = audit_sampler("teacher", stored, pairs, ["chosen"], tolerance)
+                compared = audit_sampler("teacher", stored, pairs, ["chosen"], tolerance, exact)
                 print(f"audit of the teacher: {min(8, len(pairs))} pairs scored again, {compared} samples compared")
         if self.chosen_from_teacher and "teacher" not in module.frozen and "reference" in module.scorers:
             if "reference" in module.frozen:
@@ -116,8 +118,7 @@ class CheckScores(L.Callback):
     def _report(trainer: L.Trainer, module: PreferenceModule, pairs: list[PairRow]) -> None:
         tables = {name: scorer for name, scorer in module.scorers.items() if name not in module.frozen}
         if {"reference", "teacher"} <= set(tables):
-            batch = collate_pairs(pairs)
-            scores = {name: scorer.score(batch) for name, scorer in tables.items()}
+            scores = {name: scores_of(scorer, pairs) for name, scorer in tables.items()}
             betas = {name: beta for name, beta in getattr(module.loss, "betas", {}).items() if name in scores}
             for line in saturation(scores, betas).lines():
                 print(line)

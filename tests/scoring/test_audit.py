@@ -136,10 +136,23 @@ def test_the_sampler_is_compared_on_every_pair_of_the_sides_that_it_sampled() ->
     pairs = [replace(pair, chosen_log_prob=-3.0, rejected_log_prob=-50.0) for pair in PAIRS]
     stored = ScoreTable([score_row(pair, -3.0, -5.0) for pair in pairs], "scores")
     exact = Tolerance(absolute=1e-4)
-    assert audit_sampler("teacher", stored, pairs, ["chosen"], exact) == 8
-    assert audit_sampler("teacher", stored, PAIRS, ["chosen", "rejected"], exact) == 0  # imported pairs
+    assert audit_sampler("teacher", stored, pairs, ["chosen"], exact, exact=True) == 8
+    assert audit_sampler("teacher", stored, PAIRS, ["chosen", "rejected"], exact, exact=True) == 0  # imported pairs
     with pytest.raises(AuditError, match=r"rejected response: -5.0000 nats stored, -50.0000 nats found"):
-        audit_sampler("teacher", stored, pairs, ["chosen", "rejected"], exact)
+        audit_sampler("teacher", stored, pairs, ["chosen", "rejected"], exact, exact=True)
+
+
+def test_B8_a_sampler_in_bfloat16_may_round_otherwise_but_not_read_other_tokens() -> None:
+    length = len(PAIRS[0].chosen_token_ids)
+    rounded = [replace(pair, chosen_log_prob=-3.0 - 0.1 * math.sqrt(length)) for pair in PAIRS[:1]]
+    stored = ScoreTable([score_row(pair, -3.0, -5.0) for pair in rounded], "scores")
+    measured = Tolerance(absolute=0.0)
+    assert audit_sampler("teacher", stored, rounded, ["chosen"], measured, exact=False) == 1
+    with pytest.raises(AuditError):
+        audit_sampler("teacher", stored, rounded, ["chosen"], measured, exact=True)
+    shifted = [replace(pair, chosen_log_prob=-3.0 - 0.5 * math.sqrt(length)) for pair in rounded]
+    with pytest.raises(AuditError):
+        audit_sampler("teacher", stored, shifted, ["chosen"], measured, exact=False)
 
 
 def test_on_its_own_samples_the_teacher_must_beat_the_student() -> None:
