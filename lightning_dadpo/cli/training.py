@@ -82,6 +82,8 @@ def run_lightning(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # no validation
+    warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")  # frozen ones are
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     _CLI(
         L.LightningModule,

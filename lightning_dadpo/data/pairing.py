@@ -13,7 +13,7 @@ from lightning_dadpo.data.importing import PreferenceSource, import_preferences,
 from lightning_dadpo.data.rows import PairRow, ResponseRow, RowWriter, content_digest, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 
-__all__ = ["Paired", "pair_responses", "make_pairs", "import_pairs", "read_pairs"]
+__all__ = ["Paired", "pair_responses", "make_pairs", "import_pairs", "read_pairs", "says_nothing"]
 
 ROWS = "rows.jsonl"
 
@@ -101,7 +101,7 @@ def _unusable(
     chosen: ResponseRow, rejected: ResponseRow, keep_cut_chosen: bool, max_prompt_tokens: int, max_response_tokens: int
 ) -> str | None:
     """Why a pair cannot be used: the first reason that applies."""
-    if _says_nothing(chosen) or _says_nothing(rejected):
+    if says_nothing(chosen) or says_nothing(rejected):
         return "empty"
     if chosen.finish_reason == "length" and not keep_cut_chosen:
         return "chosen_cut"
@@ -113,7 +113,7 @@ def _unusable(
     return None
 
 
-def _says_nothing(row: ResponseRow) -> bool:
+def says_nothing(row: ResponseRow) -> bool:
     """No token at all, or the end-of-turn token alone: a response that stopped holds that token last."""
     return len(row.token_ids) <= (1 if row.finish_reason == "stop" else 0)
 

@@ -20,7 +20,8 @@ class SamplerSettings:
         temperature: divides the logits; 0 takes the likeliest token each time.
         top_p: keep the likeliest tokens up to this probability mass; 1 keeps all.
         max_new_tokens: cap on a response, in tokens, its end-of-turn token included.
-        seed: with the prompt's id it fixes the randomness of that prompt alone.
+        seed: with the prompt's id it fixes the randomness of that prompt alone. Two models whose responses are to
+            be paired want two seeds: under one they draw with the same random numbers.
     """
 
     temperature: float = 1.0

@@ -64,9 +64,8 @@ def sample(
     tasks = [(split, row, render_prompt(tokenizer, row.messages)) for split, row in rows]
     loaded = load_frozen(model, precision, default_device())
     sampler = TransformersSampler(loaded, end_of_turn_ids(loaded, tokenizer), settings)
-    with draft(out, "responses", made_from) as work:
-        with autocast(precision, default_device()):
-            _draw_all(work, sampler, tokenizer, tasks, batch_size)
+    with draft(out, "responses", made_from) as work, autocast(precision, default_device()):
+        _draw_all(work, sampler, tokenizer, tasks, batch_size)
     return Path(out)
 
 

@@ -63,7 +63,11 @@ class CheckScores(L.Callback):
             self._step_zero(trainer, pl_module, pairs)
         if "teacher" in pl_module.scorers:
             self._audit_teacher(pl_module, pairs)
-        self._report(trainer, pl_module, pairs)
+        self._report(pl_module, pairs)
+        for name, scorer in pl_module.scorers.items():
+            if name not in pl_module.frozen:  # refuse a pair without scores now, not at the first validation
+                for rows in trainer.datamodule.rows.values():  # type: ignore[attr-defined]
+                    scores_of(scorer, rows)
 
     def _step_zero(self, trainer: L.Trainer, module: PreferenceModule, pairs: list[PairRow]) -> None:
         """Step-0 oracle: the student in eval mode gives each pair the loss that the anchors alone predict.
@@ -115,7 +119,7 @@ class CheckScores(L.Callback):
             print(f"its own samples get {own:.2f} nats a response from the teacher, {students:.2f} from the reference")
 
     @staticmethod
-    def _report(trainer: L.Trainer, module: PreferenceModule, pairs: list[PairRow]) -> None:
+    def _report(module: PreferenceModule, pairs: list[PairRow]) -> None:
         tables = {name: scorer for name, scorer in module.scorers.items() if name not in module.frozen}
         if {"reference", "teacher"} <= set(tables):
             scores = {name: scores_of(scorer, pairs) for name, scorer in tables.items()}

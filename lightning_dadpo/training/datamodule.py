@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.batching import collate_pairs, collate_responses, pair_length, response_length
 from lightning_dadpo.data.importing import PreferenceSource, import_preferences
-from lightning_dadpo.data.pairing import read_pairs
+from lightning_dadpo.data.pairing import read_pairs, says_nothing
 from lightning_dadpo.data.plan import MicroBatch
 from lightning_dadpo.data.rows import PairRow, ResponseRow, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
@@ -77,14 +77,13 @@ class ResponseSource:
     keep_cut: bool = False
 
     def read(self) -> list[ResponseRow]:
-        """The responses that ended by themselves."""
+        """The responses that say something and ended by themselves; the others are counted."""
         read_manifest(self.folder, "responses")
         rows = [row for row in read_rows(Path(self.folder) / "rows.jsonl", ResponseRow) if row.split == self.split]
-        kept = [row for row in rows if self.keep_cut or row.finish_reason == "stop"]
-        if len(kept) < len(rows):
-            print(
-                f"{self.folder}: {len(kept)} responses of split {self.split}; dropped {len(rows) - len(kept)} cut ones"
-            )
+        speaking = [row for row in rows if not says_nothing(row)]
+        kept = [row for row in speaking if self.keep_cut or row.finish_reason == "stop"]
+        empty, cut = len(rows) - len(speaking), len(speaking) - len(kept)
+        print(f"{self.folder}: {len(kept)} responses of split {self.split}; dropped {empty} empty and {cut} cut ones")
         return kept
 
 

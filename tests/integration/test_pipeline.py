@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ ESTIMATES = ["finished", "mean_tokens", "repetition", "teacher_nll", "forward_kl
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    alone = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **alone}
 
 
 def dadpo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -51,12 +51,12 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("undisturbed")
     experiment = write_experiment(folder)
     done = dadpo("run", str(experiment), cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    yield Finished(folder, experiment, done.stdout)
+    return Finished(folder, experiment, done.stdout)
 
 
 def test_the_summary_has_a_row_a_model_with_every_estimate_and_its_interval(finished: Finished) -> None:
@@ -141,7 +141,7 @@ def test_a_second_run_finds_everything_done(finished: Finished) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_predict_writes_a_row_a_pair_and_validate_and_test_give_every_metric(finished: Finished, tmp_path: Path) -> None:
+def test_predict_writes_a_row_a_pair_and_test_gives_every_metric(finished: Finished, tmp_path: Path) -> None:
     overlay = next((finished.folder / "run" / "settings").glob("dadpo-*.yaml"))
     settings = yaml.safe_load(overlay.read_text())
     settings["trainer"] |= {"default_root_dir": str(tmp_path), "logger": False}

@@ -40,7 +40,7 @@ def test_A7_cut_responses_are_dropped_and_counted_unless_they_are_kept(
     rows = [make_response(0), make_response(1, finish="length"), make_response(2), make_response(3, "validation")]
     folder = str(write_artifact(tmp_path / "responses", "responses", rows))
     assert [row.prompt_id for row in ResponseSource(folder).read()] == ["train-0", "train-2"]
-    assert "2 responses of split train; dropped 1 cut ones" in capsys.readouterr().out
+    assert "2 responses of split train; dropped 0 empty and 1 cut ones" in capsys.readouterr().out
     assert len(ResponseSource(folder, keep_cut=True).read()) == 3
     with pytest.raises(ArtifactError, match="holds responses, expected pairs"):
         PairSource(folder).read()
