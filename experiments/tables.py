@@ -43,13 +43,15 @@ def collect(run: Path, experiment: Path) -> None:
         for stage in index["stages"]
     }
     evaluation = manifests["evaluation"]
+    times = [json.loads(line) for line in (run / "times.jsonl").read_text("utf-8").splitlines()]
+    folders = {Path(stage["folder"]).name for stage in index["stages"]}
     results = {
         "name": index["name"],
         "command": index["command"],
         "hardware": processor(),
         "precision": evaluation["results"].get("precision"),
         "versions": evaluation["versions"],
-        "stage_minutes": round(sum(manifest["seconds"] for manifest in manifests.values()) / 60, 1),
+        "minutes": round(sum(row["seconds"] for row in times if row["folder"] in folders) / 60, 1),
         "pairs": manifests["pairs"]["counts"],
         "pruned": {key: manifests["pruned"]["results"][key] for key in ("layers_removed", "share_removed")},
         "rows": json.loads((run / "summary.json").read_text("utf-8")),
@@ -74,8 +76,8 @@ def table(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"{prompts} held-out prompts, one seed; in brackets 95 % bootstrap intervals over prompts. "
-        f"`{results['command']}` on {results['hardware']}, {results['precision']}: {results['stage_minutes']} minutes "
-        f"in its stages, with "
+        f"`{results['command']}` on {results['hardware']}, {results['precision']}: {results['minutes']} minutes "
+        f"in all, with "
         + ", ".join(f"{package} {made[package]}" for package in ("torch", "transformers", "lightning"))
         + ".",
     ]

@@ -36,7 +36,7 @@ def test_a_changed_number_would_be_seen(tables: ModuleType) -> None:
     row = {"model": "dsft", "parameters": 106_194_240, "prompts": 32}
     row |= {f"{column}{end}": 0.5 for column in tables.COLUMNS for end in ("", "_low", "_high")}
     results = {
-        "rows": [row], "command": "dadpo run x", "hardware": "one core", "precision": "32-true", "stage_minutes": 1.0,
+        "rows": [row], "command": "dadpo run x", "hardware": "one core", "precision": "32-true", "minutes": 1.0,
         "versions": {"torch": "2", "transformers": "5", "lightning": "2"},
     }  # fmt: skip
     text = "before\n<!-- results: x -->\nold\n<!-- end -->\nafter"

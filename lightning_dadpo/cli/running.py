@@ -67,7 +67,9 @@ def _walk(experiment: Experiment, path: str) -> tuple[int, list[dict[str, Any]]]
         _say_hello(experiment, stages, waiting)
     for stage in waiting:
         print(f"\n[{stages.index(stage) + 1}/{len(stages)}] {stage.name}", flush=True)
+        begun = time.monotonic()
         status = _run_stage(experiment, stage)
+        _note_time(root, stage, time.monotonic() - begun, status)
         if status:
             print(f"stage {stage.name} failed with status {status}; the same command goes on here", file=sys.stderr)
             return status, []
@@ -77,6 +79,13 @@ def _walk(experiment: Experiment, path: str) -> tuple[int, list[dict[str, Any]]]
     summary: list[dict[str, Any]] = json.loads(summary_text)
     _print_end(summary, root, report, time.monotonic() - start)
     return 0, summary
+
+
+def _note_time(root: Path, stage: Stage, seconds: float, status: int) -> None:
+    """What each attempt at a stage took, start of its process included; a killed attempt leaves no line."""
+    row = {"stage": stage.name, "folder": stage.folder.name, "seconds": round(seconds, 1), "status": status}
+    with (root / "times.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def _say_hello(experiment: Experiment, stages: list[Stage], waiting: list[Stage]) -> None:
