@@ -107,6 +107,15 @@ def _run_stage(experiment: Experiment, stage: Stage) -> int:
         command = [*_dadpo(), stage.command, "-c", str(settings), "--out", str(stage.folder)]
         _write_settings(settings, command, stage.settings)
         return _start(command)
+    try:
+        _fit(experiment, stage, settings)
+    except _FitFailedError as failed:
+        return failed.status
+    return 0
+
+
+def _fit(experiment: Experiment, stage: Stage, settings: Path) -> None:
+    """A training in a draft of its own; a failed one leaves its checkpoints there, to go on with."""
     made_from = {"settings": stage.settings, "configs": {file: Path(file).read_text("utf-8") for file in stage.configs}}
     launcher = experiment.launch or [sys.executable]
     with draft(stage.folder, "fit", made_from) as work:
@@ -119,14 +128,15 @@ def _run_stage(experiment: Experiment, stage: Stage) -> int:
         _write_settings(settings, command, overlay)
         status = _start(command)
         if status:
-            raise _StageFailedError(status)
+            raise _FitFailedError(status)
         join_curves(sorted(work.path.glob("curves-*/metrics.csv")), work.path / "curves.csv")
-    return 0
 
 
-class _StageFailedError(ConfigError):
+class _FitFailedError(Exception):
+    """Leaves the draft unfinished."""
+
     def __init__(self, status: int) -> None:
-        super().__init__(f"the training ended with status {status}; the same command goes on where it stopped")
+        super().__init__(status)
         self.status = status
 
 
