@@ -104,13 +104,13 @@ def read_experiment(path: str) -> Experiment:
     Raises:
         ConfigError: no such file; anything else wrong in it ends the command with one line.
     """
-    from lightning_dadpo.cli.command_parser import CommandParser
+    from lightning_dadpo.cli.command_parser import CommandParser, read_yaml
 
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such experiment file (run from the project's folder)")
     parser = CommandParser(prog="dadpo run")
     parser.add_class_arguments(Experiment, "experiment")
-    text = Path(path).read_text("utf-8")
+    text = read_yaml(path)
     indented = "experiment:\n" + "".join(f"  {line}\n" for line in text.splitlines())
     config = parser.parse_string(indented, path=path)
     experiment: Experiment = parser.instantiate(config).experiment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from lightning_dadpo.cli.command_parser import CommandParser
+from lightning_dadpo.cli.command_parser import CommandParser, check_files
 
 __all__ = ["run_function"]
 
@@ -17,6 +17,7 @@ def run_function(name: str, module: str, function: str, summary: str, arguments:
 
     A function's return value is its exit status when it is an int, else the path that it made, which is printed.
     """
+    check_files(arguments)
     target = getattr(import_module(module), function)
     parser = CommandParser(prog=f"dadpo {name}", description=summary)
     parser.add_argument("-c", "--config", action="config", help="a YAML file with any of the options below")

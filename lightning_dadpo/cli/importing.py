@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.importing import PreferenceSource
 from lightning_dadpo.data.pairing import import_pairs
 from lightning_dadpo.models.loading import load_tokenizer, model_digest
@@ -21,4 +22,9 @@ def import_preferences(source: PreferenceSource, tokenizer: ModelSpec, out: str,
         out: folder to make; complete or absent.
         split: what the rows are called: train, validation or heldout.
     """
-    return import_pairs(source, load_tokenizer(tokenizer), model_digest(tokenizer), split, out)
+    folder = import_pairs(source, load_tokenizer(tokenizer), model_digest(tokenizer), split, out)
+    counts = dict(read_manifest(folder, "pairs").counts)
+    pairs = counts.pop("pairs")
+    dropped = ", ".join(f"{reason.removeprefix('dropped_')} {count}" for reason, count in counts.items())
+    print(f"{source.path}: {pairs} pairs; dropped: {dropped or 'none'}")
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,12 @@ FUNCTIONS = {
     "run": ("lightning_dadpo.cli.running", "run", "walk a whole experiment, stage by stage"),
     "demo": ("lightning_dadpo.cli.running", "demo", "the pipeline on a real 135M chat model, checked"),
 }
+
+
+DISK_FAULTS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 def _help() -> str:
@@ -72,8 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _persons_mistake(error: BaseException | None) -> DadpoError | None:
-    """The mistake behind an exception: jsonargparse wraps what a constructor refuses in an error of its own."""
+def _persons_mistake(error: BaseException | None) -> DadpoError | str | None:
+    """The mistake behind an exception: jsonargparse wraps what a constructor refuses in an error of its own.
+
+    A folder that may not be written and a disk that is full are the person's too.
+    """
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+        return f"{error.filename or 'disk'}: {os.strerror(error.errno)}"
     while error is not None and not isinstance(error, DadpoError):
         error = error.__cause__ or error.__context__
     return error

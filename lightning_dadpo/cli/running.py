@@ -17,6 +17,7 @@ from lightning_dadpo.cli.curves import join_curves
 from lightning_dadpo.cli.experiment import Experiment, read_experiment
 from lightning_dadpo.cli.stages import Stage, plan_stages
 from lightning_dadpo.data.artifacts import draft, read_manifest, write_atomically
+from lightning_dadpo.data.prompts import read_prompts
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.model_card import add_measurements
 
@@ -63,6 +64,7 @@ def _walk(experiment: Experiment, path: str) -> tuple[int, list[dict[str, Any]]]
     stages = plan_stages(experiment)
     waiting = [stage for stage in stages if not (stage.folder / "manifest.json").is_file()]
     if waiting:
+        _check_inputs(experiment)
         root.mkdir(parents=True, exist_ok=True)
         _say_hello(experiment, stages, waiting)
     for stage in waiting:
@@ -86,6 +88,18 @@ def _note_time(root: Path, stage: Stage, seconds: float, status: int) -> None:
     row = {"stage": stage.name, "folder": stage.folder.name, "seconds": round(seconds, 1), "status": status}
     with (root / "times.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def _check_inputs(experiment: Experiment) -> None:
+    """Prompts and models, before anything is written; the stages would say the same, one after another.
+
+    Raises:
+        ConfigError, DataError: see `read_prompts` and `ModelSpec.location`.
+    """
+    read_prompts(experiment.prompts)
+    for model in (experiment.teacher, experiment.student):
+        if model is not None:
+            model.location()
 
 
 def _say_hello(experiment: Experiment, stages: list[Stage], waiting: list[Stage]) -> None:
