@@ -13,7 +13,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from lightning_dadpo.cli.command_parser import one_line
+from lightning_dadpo.cli.command_parser import check_files, one_line
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.losses import DPO, AnchoredPreference, DaDPO
 from lightning_dadpo.models.numerics import describe, training_precision
@@ -66,6 +66,30 @@ class _CLI(LightningCLI):  # type: ignore[misc]
         if "DADPO_IN_EXPERIMENT" not in os.environ:  # `dadpo run` has said it once for all stages
             print(describe())
 
+    def before_fit(self) -> None:
+        """Scores are checked before every preference training, also where no YAML names the callback."""
+        named = any(isinstance(callback, CheckScores) for callback in self.trainer.callbacks)
+        if isinstance(self.model, PreferenceModule) and isinstance(self.datamodule, PreferenceData) and not named:
+            self.trainer.callbacks.insert(0, CheckScores(chosen_from_teacher=False))
+
+    def before_validate(self) -> None:
+        self._needs("validation")
+
+    def before_test(self) -> None:
+        self._needs("test")
+
+    def before_predict(self) -> None:
+        self._needs("test")
+
+    def _needs(self, split: str) -> None:
+        """Lightning would say nothing, do nothing and call it a success."""
+        sources = getattr(self.datamodule, "sources", {split: True})
+        if sources[split] is None:
+            raise ConfigError(
+                f"data.{split}: nothing to {self.config.subcommand} on; give it a folder "
+                f"(--data.init_args.{split}.folder FOLDER)"
+            )
+
 
 class _SaveConfig(SaveConfigCallback):  # type: ignore[misc]
     """The resolved configuration beside the curves, and in the tracked run."""
@@ -84,7 +108,10 @@ def run_lightning(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # no validation
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")  # frozen ones are
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*`logger=True` will use `CSVLogger`.*")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    check_files(arguments)
     _CLI(
         L.LightningModule,
         L.LightningDataModule,
