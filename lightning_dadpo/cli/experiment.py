@@ -26,6 +26,12 @@ class Prune:
     share: float = 0.2
     rows: int = 24
 
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ConfigError(f"experiment.prune.share {self.share}: expected a number between 0 and 1, both excluded")
+        if self.rows < 1:
+            raise ConfigError(f"experiment.prune.rows {self.rows}: expected at least 1")
+
 
 @dataclass(frozen=True)
 class FitRecipe:

@@ -68,9 +68,10 @@ class _CLI(LightningCLI):  # type: ignore[misc]
 
     def before_fit(self) -> None:
         """Scores are checked before every preference training, also where no YAML names the callback."""
-        named = any(isinstance(callback, CheckScores) for callback in self.trainer.callbacks)
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        named = any(isinstance(callback, CheckScores) for callback in callbacks)
         if isinstance(self.model, PreferenceModule) and isinstance(self.datamodule, PreferenceData) and not named:
-            self.trainer.callbacks.insert(0, CheckScores(chosen_from_teacher=False))
+            callbacks.insert(0, CheckScores(chosen_from_teacher=False))
 
     def before_validate(self) -> None:
         self._needs("validation")

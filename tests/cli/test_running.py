@@ -21,6 +21,7 @@ SHARED = ["trainer/default.yaml", "loss/dadpo.yaml", "recipes/preference.yaml"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()  # what was said while the test was set up
     assert main(arguments) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
@@ -78,19 +79,19 @@ def test_import_says_what_it_dropped(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"{source}: 1 pairs; dropped: empty 2, identical 1\n{out}\n"
 
 
-@pytest.mark.parametrize("fault", ["no prompts", "no prompt file", "no teacher"])
+@pytest.mark.parametrize("fault", ["no prompts", "no prompt file", "no teacher", "share"])
 def test_an_experiment_with_faulty_inputs_writes_nothing(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    experiment = write_experiment(tmp_path)
+    experiment = write_experiment(tmp_path, prune={"share": 1.5 if fault == "share" else 0.2, "rows": 4})
     prompts = tmp_path / "heldout.jsonl"
     if fault == "no prompts":
         prompts.write_text("")
     elif fault == "no prompt file":
         prompts.unlink()
-    else:
+    elif fault == "no teacher":
         (tmp_path / "teacher").rename(tmp_path / "elsewhere")
-    place = tmp_path / "teacher" if fault == "no teacher" else prompts
+    place = {"no teacher": tmp_path / "teacher", "share": "prune.share 1.5"}.get(fault, prompts)
     assert str(place) in refused(capsys, "run", str(experiment))
     assert not (tmp_path / "run").exists()
 
