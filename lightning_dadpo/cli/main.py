@@ -87,7 +87,7 @@ def _persons_mistake(error: BaseException | None) -> DadpoError | str | None:
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
         return f"{error.filename or 'disk'}: {os.strerror(error.errno)}"
     while error is not None and not isinstance(error, DadpoError):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return error
 
 
