@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ def report(folder: str, out: str | None = None) -> Path:
 def _inputs(root: Path, index: dict[str, Any]) -> ReportInputs:
     folders = {stage["name"]: Path(stage["folder"]) for stage in index["stages"]}
     fits = {stage["name"]: Path(stage["folder"]) for stage in index["stages"] if stage["command"] == "fit"}
+    times = _times(root)
     stages = [{"name": name, "folder": path.name, **_manifest(path)} for name, path in folders.items()]
+    for stage in stages:
+        stage["seconds"] = times.get(stage["folder"], stage["seconds"])
     return ReportInputs(
         title=f"{index['name']}: a small student after its teacher",
         experiment=index["name"],
@@ -58,5 +62,17 @@ def _named(folders: dict[str, Path], prefix: str, before: str = "") -> dict[str,
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
+    """What the page says of a stage; a model's card has a file of its own."""
     manifest = asdict(read_manifest(folder))
+    manifest["results"].pop("card", None)
     return {key: manifest[key] for key in ("seconds", "counts", "results", "versions")}
+
+
+def _times(root: Path) -> dict[str, float]:
+    """Wall-clock seconds of each stage's processes, by folder name; an earlier, failed attempt counts too."""
+    spent: Counter[str] = Counter()
+    if (root / "times.jsonl").is_file():
+        for line in (root / "times.jsonl").read_text("utf-8").splitlines():
+            row = json.loads(line)
+            spent[row["folder"]] += row["seconds"]
+    return dict(spent)

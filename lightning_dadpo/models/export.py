@@ -73,7 +73,7 @@ def export_checkpoint(
         stage=str(said.get("stage", "training")),
         base_model=start.path,
         teacher=teacher,
-        pipeline=(*_history(start), f"{said.get('stage', 'training')}: weights of {Path(checkpoint).name}"),
+        pipeline=(*_history(start), _step(said, checkpoint)),
         objective=said.get("objective") or {},
         counts={Path(folder).name: found for folder, found in counts.items()},
         versions=versions(),
@@ -164,12 +164,18 @@ def _load_weights(model: Any, state: Mapping[str, Tensor], checkpoint: str) -> N
     model.tie_weights()
 
 
+def _step(said: Mapping[str, Any], checkpoint: str) -> str:
+    objective = (said.get("objective") or {}).get("name", "a training")
+    return f"{objective}: weights of {Path(checkpoint).name}."
+
+
 def _history(start: ModelSpec) -> Iterator[str]:
     """What the start model's own manifest says of it."""
     folder = Path(start.location())
     if not (folder / MANIFEST).is_file():
         return
     manifest: Manifest = read_manifest(folder, "model")
+    yield from manifest.results.get("card", {}).get("pipeline", ())
     removed = manifest.results.get("layers_removed")
     if removed:
         yield (
