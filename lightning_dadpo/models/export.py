@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,7 +108,7 @@ def _write(
     with draft(out, "model", made_from) as work:
         write_model_folder(model.to(getattr(torch, dtype)), tokenizer, work.path)
         write_model_card(work.path, card)
-        work.results = {"parameters": count_parameters(model), "card": asdict(card)}
+        work.results = {"parameters": count_parameters(model), "card": asdict(replace(card, measured=None))}
     return Path(out)
 
 

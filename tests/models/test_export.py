@@ -57,7 +57,7 @@ def test_a_checkpoint_comes_back_bit_for_bit_and_the_head_stays_tied(
     assert sorted(path.suffix for path in out.glob("model*")) == [".safetensors"]
     assert not list(out.glob("*.bin"))
     assert (out / "chat_template.jinja").read_text() == (tiny_folder / "chat_template.jinja").read_text()
-    assert read_manifest(out, "model").results == {"parameters": sum(p.numel() for p in model.parameters())}
+    assert read_manifest(out, "model").results["parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_bfloat16_is_written_when_asked(tmp_path: Path, tiny_folder: Path, checkpoint: str) -> None:
