@@ -144,9 +144,17 @@ def audit_sampler(
     return compared
 
 
-def scores_of(scorer: Scorer, pairs: Sequence[PairRow], size: int = 64) -> PairLogProbs:
-    """A scorer's log-probs of any number of pairs, `size` at a time, so that memory does not grow with them."""
-    parts = [scorer.score(collate_pairs(pairs[start : start + size])) for start in range(0, len(pairs), size)]
+def scores_of(
+    scorer: Scorer, pairs: Sequence[PairRow], size: int = 64, device: torch.device | None = None
+) -> PairLogProbs:
+    """A scorer's log-probs of any number of pairs, `size` at a time, so that memory does not grow with them.
+
+    Returns:
+        Log-probs on the CPU, whatever device the scorer was asked on.
+    """
+    device = device or torch.device("cpu")
+    batches = (collate_pairs(pairs[start : start + size]).to(device) for start in range(0, len(pairs), size))
+    parts = [scorer.score(batch).to(torch.device("cpu")) for batch in batches]
     sides = ([part.chosen for part in parts], [part.rejected for part in parts])
     chosen, rejected = (
         SequenceLogProbs(torch.cat([one.total for one in side]), torch.cat([one.num_tokens for one in side]))

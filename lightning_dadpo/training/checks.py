@@ -31,6 +31,9 @@ from lightning_dadpo.types import PairBatch, PairLogProbs
 
 __all__ = ["CheckScores"]
 
+LIVE_PAIRS = 32
+"""Pairs that the saturation report asks a live anchor about."""
+
 
 class CheckScores(L.Callback):
     """Runs the step-0 oracle, the teacher's audit and the saturation report; stops a run that would train on wrong
@@ -63,7 +66,7 @@ class CheckScores(L.Callback):
             self._step_zero(trainer, pl_module, pairs)
         if "teacher" in pl_module.scorers:
             self._audit_teacher(pl_module, pairs)
-        self._report(pl_module, pairs)
+        self._report(trainer, pl_module, pairs)
         for name, scorer in pl_module.scorers.items():
             if name not in pl_module.frozen:  # refuse a pair without scores now, not at the first validation
                 for rows in trainer.datamodule.rows.values():  # type: ignore[attr-defined]
@@ -119,13 +122,19 @@ class CheckScores(L.Callback):
             print(f"its own samples get {own:.2f} nats a response from the teacher, {students:.2f} from the reference")
 
     @staticmethod
-    def _report(module: PreferenceModule, pairs: list[PairRow]) -> None:
-        tables = {name: scorer for name, scorer in module.scorers.items() if name not in module.frozen}
-        if {"reference", "teacher"} <= set(tables):
-            scores = {name: scores_of(scorer, pairs) for name, scorer in tables.items()}
-            betas = {name: beta for name, beta in getattr(module.loss, "betas", {}).items() if name in scores}
-            for line in saturation(scores, betas).lines():
-                print(line)
+    def _report(trainer: L.Trainer, module: PreferenceModule, pairs: list[PairRow]) -> None:
+        """Saturation, from every pair where all scores are at hand, else from some that live anchors are asked."""
+        if not {"reference", "teacher"} <= set(module.scorers):
+            return
+        live = [name for name in module.scorers if name in module.frozen]
+        rows = audit_rows(pairs, LIVE_PAIRS) if live else pairs
+        scores = {}
+        for name, scorer in module.scorers.items():
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                scores[name] = scores_of(scorer, rows, device=module.device if name in live else torch.device("cpu"))
+        betas = {name: beta for name, beta in getattr(module.loss, "betas", {}).items() if name in scores}
+        for line in saturation(scores, betas).lines():
+            print(f"{line} (from {len(rows)} of {len(pairs)} pairs)" if live else line)
 
 
 def _scored_in(stored: Scorer, device: torch.device) -> Precision:

@@ -72,3 +72,10 @@ def test_values_of_a_pair_by_hand() -> None:
 
 def test_without_a_teacher_nothing_is_said_of_one() -> None:
     assert not [name for name in pair_value_names(["reference"]) if "teacher" in name]
+
+
+def test_E5_both_sides_of_the_policy_and_of_each_anchor_are_charted_apart() -> None:
+    names = pair_value_names(["reference", "teacher"])
+    for model in ("policy", "reference", "teacher"):
+        assert f"chosen_log_prob/{model}" in names
+        assert f"rejected_log_prob/{model}" in names
