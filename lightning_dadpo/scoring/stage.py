@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from lightning_dadpo.data.artifacts import Draft, draft, finished, read_manifest
 from lightning_dadpo.data.batching import collate_pairs, pair_length
 from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.data.rows import PairRow, RowWriter, ScoreRow, read_rows
-from lightning_dadpo.errors import AuditError, ConfigError
-from lightning_dadpo.models.loading import load_frozen, model_digest
+from lightning_dadpo.errors import AuditError, ConfigError, DataError
+from lightning_dadpo.models.loading import load_frozen, load_tokenizer, model_digest
 from lightning_dadpo.models.log_probs import check_trunk_and_head
 from lightning_dadpo.models.numerics import default_device, inference_precision, training_precision
 from lightning_dadpo.models.spec import ModelSpec, Precision
@@ -22,7 +24,7 @@ from lightning_dadpo.scoring.live import AutocastScorer, LiveScorer
 from lightning_dadpo.scoring.table import ScoreTable
 from lightning_dadpo.types import PairLogProbs
 
-__all__ = ["score"]
+__all__ = ["score", "check_reads_the_same_text"]
 
 
 def score(
@@ -63,6 +65,7 @@ def score(
     if finished(out, "scores", made_from):
         return Path(out)
     rows = read_pairs(pairs)
+    check_reads_the_same_text(load_tokenizer(model), model.path, rows)
     device = default_device()
     loaded = load_frozen(model, precision, device)
     check_trunk_and_head(loaded, model.path)
@@ -78,6 +81,30 @@ def score(
         work.results["audit"] = {"tolerance": asdict(tolerance), "rows": again, "samples": compared}
         print(f"audit of {anchor}: {again} pairs scored again alone, {compared} samples against their sampler: agree")
     return Path(out)
+
+
+def check_reads_the_same_text(tokenizer: Any, name: str, pairs: Sequence[PairRow]) -> None:
+    """Refuse a model to which these token ids are other words: its scores would be finite and mean nothing.
+
+    Args:
+        tokenizer: the model's own.
+        name: the model, for the message.
+        pairs: some of them are decoded and compared with their text.
+
+    Raises:
+        DataError: most of them read otherwise.
+    """
+    looked_at = audit_rows(pairs, 32)
+    other = [
+        pair
+        for pair in looked_at
+        if pair.chosen_text.strip() not in tokenizer.decode(pair.chosen_token_ids, skip_special_tokens=True)
+    ]
+    if 2 * len(other) > len(looked_at):
+        raise DataError(
+            f"model {name!r}: its tokenizer reads the ids of pair {other[0].pair_id} (prompt {other[0].prompt_id}) as "
+            "other text than theirs; teacher and student must share a tokenizer"
+        )
 
 
 def _score_all(work: Draft, scorer: Scorer, pairs: list[PairRow], size: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import lightning as L
@@ -18,7 +19,7 @@ from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.scoring.stage import score
 from lightning_dadpo.training.datamodule import PairSource, PreferenceData
 from lightning_dadpo.training.preference import AnchorSource, PreferenceModule
-from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
+from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -26,6 +27,11 @@ CPU = torch.device("cpu")
 def token_ids(count: int, generator: torch.Generator) -> list[int]:
     """Bytes, then the end of the turn."""
     return [*torch.randint(3, VOCABULARY, (count - 1,), generator=generator).tolist(), END_OF_TURN]
+
+
+@cache
+def _tokenizer() -> Any:
+    return tiny_tokenizer(Path(mkdtemp()))
 
 
 def make_pair(number: int, split: str = "train", seed: int = 0) -> PairRow:
@@ -39,10 +45,10 @@ def make_pair(number: int, split: str = "train", seed: int = 0) -> PairRow:
         messages=[Message("user", f"question {number}")],
         prompt_token_ids=prompt,
         chosen_token_ids=chosen,
-        chosen_text="chosen",
+        chosen_text=_tokenizer().decode(chosen, skip_special_tokens=True),
         chosen_finish_reason="stop",
         rejected_token_ids=rejected,
-        rejected_text="rejected",
+        rejected_text=_tokenizer().decode(rejected, skip_special_tokens=True),
         rejected_finish_reason="stop",
     )
 

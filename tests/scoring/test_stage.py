@@ -13,12 +13,13 @@ import torch
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.batching import collate_pairs
 from lightning_dadpo.data.rows import PairRow, ScoreRow, read_rows
-from lightning_dadpo.errors import ArtifactError, AuditError, ConfigError
+from lightning_dadpo.errors import ArtifactError, AuditError, ConfigError, DataError
 from lightning_dadpo.models.loading import load_frozen, model_digest
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.scoring.live import LiveScorer
 from lightning_dadpo.types import PairBatch, PairLogProbs, SequenceLogProbs
 from tests.scoring.example import make_pairs, scored, write_artifact
+from tests.tiny import tiny_model
 
 PAIRS = make_pairs(10)
 
@@ -169,3 +170,19 @@ def test_a_model_that_did_not_sample_is_not_held_to_the_sampler(tiny_folder: Pat
 def test_a_batch_of_no_pairs_is_refused(tiny_folder: Path, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_pairs 0: expected at least 1"):
         scored(tiny_folder, pairs, tmp_path / "scores", size=0)
+
+
+def test_a_model_with_another_tokenizer_is_refused_before_it_scores(tmp_path: Path, pairs: Path) -> None:
+    """Every id is in its vocabulary, so nothing but the text can tell."""
+    other = tiny_model(tmp_path / "other")
+    file = other / "tokenizer.json"
+    tokenizer = json.loads(file.read_text("utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    plain = sorted((token for token in vocabulary if not token.startswith("<|")), key=vocabulary.get)
+    turned = zip(plain, plain[7:] + plain[:7], strict=True)
+    tokenizer["model"]["vocab"] |= {token: vocabulary[moved] for token, moved in turned}
+    file.write_text(json.dumps(tokenizer), "utf-8")
+    with pytest.raises(DataError, match="must share a tokenizer"):
+        scored(other, pairs, tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+    assert not (tmp_path / "scores.partial").exists()
