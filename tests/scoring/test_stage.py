@@ -164,7 +164,10 @@ def test_a_sampler_that_saw_another_number_stops_the_stage_at_any_row(tiny_folde
 
 
 def test_a_model_that_did_not_sample_is_not_held_to_the_sampler(tiny_folder: Path, tmp_path: Path) -> None:
-    audited(tiny_folder, tmp_path, sampled_pairs(tiny_folder, spoil=0.5), {"chosen_model": "another"})
+    folder = audited(tiny_folder, tmp_path, sampled_pairs(tiny_folder, spoil=0.5), {"chosen_model": "another"})
+    audit = read_manifest(folder, "scores").results["audit"]
+    assert audit["samples"] == 0
+    assert audit["rows"] == 8
 
 
 def test_a_batch_of_no_pairs_is_refused(tiny_folder: Path, pairs: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lightning_dadpo.errors import AuditError
 from lightning_dadpo.losses import DPO
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.scoring.table import ScoreTable
+from lightning_dadpo.training import checks
 from lightning_dadpo.training.callbacks import LastCheckpoint
 from lightning_dadpo.training.checks import CheckScores
 from lightning_dadpo.training.datamodule import PairSource
@@ -148,10 +149,16 @@ def test_the_oracle_proves_nothing_about_the_teacher_and_the_audit_does(
         start(setup, tmp_path, {"teacher": ModelSpec(str(setup.teacher))}, module)
 
 
-def test_a_teacher_scored_in_another_precision_is_audited_in_that_precision(setup: Setup, tmp_path: Path) -> None:
+def test_a_teacher_scored_in_another_precision_is_audited_in_that_precision(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    real = checks.load_frozen
+    monkeypatch.setattr(checks, "load_frozen", lambda *given: loaded.append(given[1]) or real(*given))
     scores = scored(setup.teacher, setup.pairs, tmp_path / "bf16", precision="bf16-mixed")
     module = anchors_with(setup, teacher=AnchorSource(scores=str(scores)))
     start(setup, tmp_path, {"teacher": ModelSpec(str(setup.teacher))}, module)
+    assert loaded == ["bf16-mixed"]
 
 
 def test_scores_that_the_teachers_own_sampler_contradicts_stop_the_run(setup: Setup, tmp_path: Path) -> None:
@@ -183,8 +190,13 @@ def test_checks_run_on_fresh_runs_alone(setup: Setup, tmp_path: Path, capsys: py
         assert loop.global_step == 3 * epochs
 
 
-def test_a_student_that_starts_elsewhere_is_not_held_to_the_reference(setup: Setup, tmp_path: Path) -> None:
+def test_a_student_that_starts_elsewhere_is_not_held_to_the_reference(
+    setup: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start(setup, tmp_path, {"starts_at_reference": False}, {"student": ModelSpec(str(setup.teacher))})
+    said = capsys.readouterr().out
+    assert "step-0 oracle" not in said
+    assert "D_teacher - D_reference" in said
 
 
 def test_the_report_reads_every_pair_without_touching_the_random_state(setup: Setup, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_other_ranks_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loggers, "start_run", lambda *_, **__: pytest.fail("started"))
     monkeypatch.setattr("lightning.fabric.loggers.logger.rank_zero_only.rank", 1)
     ExperimentLogger("trial", "dadpo", save_dir=str(tmp_path)).experiment.log({"a": 1})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_beside_csv_in_a_command_line_config(
