@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["SequenceLogProbs", "PairLogProbs", "SequenceBatch", "PairBatch", "ResponseBatch"]
+__all__ = ["SequenceLogProbs", "PairLogProbs", "SequenceBatch", "PackedBatch", "PairBatch", "ResponseBatch"]
 
 Batch = TypeVar("Batch", bound="_Movable")
 
@@ -71,14 +71,16 @@ class PairLogProbs(_Movable):
 
     @staticmethod
     def split(both: SequenceLogProbs) -> PairLogProbs:
-        """From rows ordered as `PairBatch.sequences` orders them: all chosen, then all rejected."""
+        """From sequences ordered as `PairBatch.sequences` orders them: all chosen, then all rejected."""
         pairs = both.total.shape[0] // 2
         return PairLogProbs(both[:pairs], both[pairs:])
 
 
 @dataclass(frozen=True)
 class SequenceBatch(_Movable):
-    """Prompts with their responses, padded on the right. Masks come from lengths, never from ids.
+    """Prompts with their responses, padded on the right: what the readable kernel reads, the oracle of the packed one.
+
+    Masks come from lengths, never from ids.
 
     Attributes:
         input_ids: prompt ids followed by response ids; what stands after `lengths` is padding.
@@ -103,19 +105,60 @@ class SequenceBatch(_Movable):
 
 
 @dataclass(frozen=True)
+class PackedBatch(_Movable):
+    """Token trees laid end to end: every token that has to be computed, once, and nothing else.
+
+    A tree is what its sequences begin with in common, token for token (the prefix), and a branch for what each goes
+    on with. Branches do not see each other, and the positions of each go on from the prefix. The last token of a
+    sequence predicts nothing, so it is a target but no input. Trunk, head and loss see no padding.
+
+    Attributes:
+        token_ids: tree after tree, in each the prefix and then its branches.
+        position_ids: place of each token in its own sequence.
+        shapes: for each tree the tokens of its prefix and of each branch; a branch may have none.
+        predicted_by: index of the token whose state makes each prediction. The first token of every branch is
+            predicted by the last state of the prefix.
+        targets: the ids that are predicted, each a token of some response.
+        terms: predictions, each named once for every sequence that it belongs to: two sequences share those of the
+            response tokens that they begin with in common.
+        owners: the sequence of each of `terms`.
+        num_response_tokens: tokens of each sequence's response.
+    """
+
+    token_ids: Int[Tensor, " tokens"]
+    position_ids: Int[Tensor, " tokens"]
+    shapes: tuple[tuple[int, ...], ...]
+    predicted_by: Int[Tensor, " predictions"]
+    targets: Int[Tensor, " predictions"]
+    terms: Int[Tensor, " terms"]
+    owners: Int[Tensor, " terms"]
+    num_response_tokens: Int[Tensor, " sequences"]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the trunk computes."""
+        return sum(map(sum, self.shapes))
+
+    @property
+    def longest_tree(self) -> int:
+        """Tokens of the largest tree: what the others are padded to where attention lays trees out as rows."""
+        return max(map(sum, self.shapes))
+
+
+@dataclass(frozen=True)
 class PairBatch(_Movable):
     """One micro-batch of preference pairs.
 
     Attributes:
         pair_ids: one content digest a pair; what the score cache is looked up by.
-        sequences: 2 x pairs rows, all chosen ones first, then all rejected ones.
+        sequences: a tree a pair; 2 x pairs sequences, all chosen ones first, then all rejected ones.
         weights: 1 for a pair; 0 for a filler that keeps every rank at the same number of micro-batches.
         pairs_in_step: real pairs of the whole optimizer step, over all micro-batches and ranks.
-        real_tokens: tokens that are not padding, counted before anything moved to a device.
+        real_tokens: tokens of prompts and responses of the pairs that count, the prompt once for each response.
     """
 
     pair_ids: tuple[str, ...]
-    sequences: SequenceBatch
+    sequences: PackedBatch
     weights: Float[Tensor, " pairs"]
     pairs_in_step: int
     real_tokens: int = 0
@@ -130,14 +173,14 @@ class ResponseBatch(_Movable):
 
     Attributes:
         response_ids: one content digest a row.
-        sequences: a row a response.
+        sequences: a tree and a sequence a response.
         weights: 1 for a response, 0 for a filler.
         tokens_in_step: response tokens of the whole optimizer step, over all micro-batches and ranks.
-        real_tokens: tokens that are not padding, prompts included.
+        real_tokens: tokens of prompts and responses that count.
     """
 
     response_ids: tuple[str, ...]
-    sequences: SequenceBatch
+    sequences: PackedBatch
     weights: Float[Tensor, " sequences"]
     tokens_in_step: int
     real_tokens: int = 0

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_dadpo.data.batching import collate_sequences
-from lightning_dadpo.logprobs import response_positions, token_log_probs
+from lightning_dadpo.data.packing import pack
+from lightning_dadpo.logprobs import token_log_probs
 from lightning_dadpo.losses import kl_divergence
 from lightning_dadpo.models.loading import autocast
 from lightning_dadpo.models.log_probs import response_logits
 from lightning_dadpo.models.spec import Precision
-from lightning_dadpo.types import SequenceBatch
+from lightning_dadpo.types import PackedBatch
 
 __all__ = ["Sample", "SampleSums", "sample_sums", "MAX_POSITIONS"]
 
@@ -85,10 +85,9 @@ def sample_sums(
         with autocast(precision, device):
             p_logits = response_logits(sampled_by, batch)
             q_logits = p_logits if other is sampled_by else response_logits(other, batch)
-        rows, _, targets = response_positions(batch)
-        owners = torch.tensor([window.row for window in windows])[rows.cpu()]
+        owners = torch.tensor([window.row for window in windows])[batch.owners.cpu()]
         kl.index_add_(0, owners, kl_divergence(p_logits, q_logits).double().cpu())
-        log_prob.index_add_(0, owners, token_log_probs(q_logits, targets).double().cpu())
+        log_prob.index_add_(0, owners, token_log_probs(q_logits, batch.targets).double().cpu())
     return SampleSums(kl, log_prob, torch.tensor([len(sample.token_ids) for sample in samples]))
 
 
@@ -108,10 +107,9 @@ def _grouped(samples: Sequence[Sample], max_positions: int) -> Iterator[list[_Wi
         yield group
 
 
-def _batch(samples: Sequence[Sample], windows: Sequence[_Window]) -> SequenceBatch:
-    """Rows whose response begins at the window's start: what stands before counts as prompt, nothing follows."""
+def _batch(samples: Sequence[Sample], windows: Sequence[_Window]) -> PackedBatch:
+    """Trees whose response begins at the window's start: what stands before counts as prompt, nothing follows."""
     rows = [samples[window.row] for window in windows]
-    prompts = [row.prompt_token_ids + row.token_ids[: window.start] for row, window in zip(rows, windows, strict=True)]
-    return collate_sequences(
-        prompts, [row.token_ids[window.start : window.end] for row, window in zip(rows, windows, strict=True)]
-    )
+    own = list(zip(rows, windows, strict=True))
+    prompts = [row.prompt_token_ids + row.token_ids[: window.start] for row, window in own]
+    return pack(prompts, [[row.token_ids[window.start : window.end]] for row, window in own])

@@ -1,5 +1,14 @@
 """Kernels that turn hidden states into response log-probabilities. Torch only."""
 
 from lightning_dadpo.logprobs.gather import response_positions, sequence_log_probs, token_log_probs
+from lightning_dadpo.logprobs.linear import default_chunk_tokens, linear_log_probs
+from lightning_dadpo.logprobs.packed import packed_log_probs
 
-__all__ = ["response_positions", "sequence_log_probs", "token_log_probs"]
+__all__ = [
+    "response_positions",
+    "sequence_log_probs",
+    "token_log_probs",
+    "default_chunk_tokens",
+    "linear_log_probs",
+    "packed_log_probs",
+]

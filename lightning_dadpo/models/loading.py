@@ -17,6 +17,8 @@ from torch import nn
 
 from lightning_dadpo.data.artifacts import file_digest
 from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.models.attention import TOKEN_TREES
+from lightning_dadpo.models.log_probs import Kernels
 from lightning_dadpo.models.spec import ModelSpec, Precision
 
 __all__ = [
@@ -91,12 +93,13 @@ def load_model(spec: ModelSpec, precision: Precision = "32-true") -> Model:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             spec.location(),
             dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32,
-            attn_implementation=spec.attention,
+            attn_implementation=TOKEN_TREES,
             use_safetensors=True if spec.gguf_file is None else None,
             output_loading_info=True,
             **arguments,
         )
     _refuse_gaps(spec, model, report)
+    model.kernels = Kernels(spec.attention, spec.chunk_tokens)
     return model
 
 
@@ -127,7 +130,7 @@ def model_without_weights(spec: ModelSpec) -> Model:
         config = transformers.AutoConfig.from_pretrained(spec.location(), **arguments)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(
-                config, attn_implementation=spec.attention, trust_remote_code=trusted
+                config, attn_implementation=TOKEN_TREES, trust_remote_code=trusted
             )
         if spec.gguf_file is None:
             with suppress(OSError):  # no generation_config.json: the ids of config.json stand

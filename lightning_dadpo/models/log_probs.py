@@ -2,53 +2,125 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.logprobs import response_positions, sequence_log_probs
-from lightning_dadpo.types import SequenceBatch, SequenceLogProbs
+from lightning_dadpo.logprobs import default_chunk_tokens, packed_log_probs, sequence_log_probs
+from lightning_dadpo.models.attention import Layout, masked_rows, variable_lengths
+from lightning_dadpo.models.spec import Attention
+from lightning_dadpo.types import PackedBatch, SequenceBatch, SequenceLogProbs
 
-__all__ = ["model_log_probs", "response_logits", "check_trunk_and_head"]
+__all__ = [
+    "Kernels", "attention_kernel", "model_log_probs", "response_logits", "plain_log_probs", "check_trunk_and_head",
+]  # fmt: skip
 
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Entries of a config that change logits behind the head; on small logits a probe alone would not see them."""
 
 
-def _hidden(model: Any, batch: SequenceBatch) -> Tensor:
-    """The trunk's last hidden states. Right padding, so default positions are right; no cache is kept."""
-    hidden: Tensor = model.base_model(
+@dataclass(frozen=True)
+class Kernels:
+    """What a loaded model computes log-probs with; see `ModelSpec`, where both come from."""
+
+    attention: Attention = "auto"
+    chunk_tokens: int | None = None
+
+    def describe(self, model: Any, device: torch.device, dtype: torch.dtype) -> str:
+        """What "automatic" came to, for the log."""
+        chunk = self.chunk_tokens or default_chunk_tokens(model.get_output_embeddings().weight.shape[0], device)
+        return f"attention {attention_kernel(self.attention, device, dtype)}, head in chunks of {chunk} predictions"
+
+
+def attention_kernel(asked: Attention, device: torch.device, dtype: torch.dtype) -> Literal["sdpa", "varlen"]:
+    """Which kernel runs.
+
+    Args:
+        asked: the model's setting.
+        device: where it is.
+        dtype: what attention is computed in: autocast's, or the weights'.
+
+    Raises:
+        ConfigError: varlen was asked for where it does not run.
+    """
+    can = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    if asked == "varlen" and not can:
+        raise ConfigError(f"attention varlen: needs a CUDA GPU and 16-bit numbers, this is {device.type} in {dtype}")
+    return "varlen" if can and asked != "sdpa" else "sdpa"
+
+
+def _layout(model: Any, batch: PackedBatch) -> Layout:
+    device = batch.token_ids.device
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else next(model.parameters()).dtype
+    kernel = attention_kernel(model.kernels.attention, device, dtype)
+    return variable_lengths(batch) if kernel == "varlen" else masked_rows(batch)
+
+
+def _hidden(model: Any, batch: PackedBatch) -> Tensor:
+    """The trunk's last hidden states [tokens, width]; no key-value cache is kept."""
+    states: Tensor = model.base_model(
+        input_ids=batch.token_ids[None],
+        # transformers passes a mask of four dimensions through untouched, so it builds none over all packed tokens
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.token_ids.device),
+        position_ids=batch.position_ids[None],
+        use_cache=False,
+        token_trees=_layout(model, batch),
+    ).last_hidden_state
+    return states[0]
+
+
+def model_log_probs(model: Any, batch: PackedBatch) -> SequenceLogProbs:
+    """Log pi(y|x) of each sequence in nats, under the model's current mode and autocast."""
+    head = model.get_output_embeddings()
+    return packed_log_probs(_hidden(model, batch), head.weight, head.bias, batch, model.kernels.chunk_tokens)
+
+
+def response_logits(model: Any, batch: PackedBatch) -> Tensor:
+    """Logits [predictions, vocabulary] behind the states that predict response tokens, in the order of the targets."""
+    logits: Tensor = model.get_output_embeddings()(_hidden(model, batch)[batch.predicted_by])
+    return logits
+
+
+def plain_log_probs(model: Any, batch: SequenceBatch) -> SequenceLogProbs:
+    """As `model_log_probs`, as anybody would write it: padded rows, one a sequence. The oracle of the fast path."""
+    hidden = model.base_model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).last_hidden_state
-    return hidden
-
-
-def model_log_probs(model: Any, batch: SequenceBatch) -> SequenceLogProbs:
-    """Log pi(y|x) of each row in nats, under the model's current mode and autocast."""
-    return sequence_log_probs(_hidden(model, batch), model.get_output_embeddings(), batch)
-
-
-def response_logits(model: Any, batch: SequenceBatch) -> Tensor:
-    """Logits [response tokens, vocabulary] at the positions that predict response tokens, row by row."""
-    rows, positions, _ = response_positions(batch)
-    logits: Tensor = model.get_output_embeddings()(_hidden(model, batch)[rows, positions])
-    return logits
+    return sequence_log_probs(hidden, model.get_output_embeddings(), batch)
 
 
 @torch.no_grad()
 def check_trunk_and_head(model: Any, name: str) -> None:
-    """Refuse a model whose logits are not head(trunk(x)), such as one that scales or caps them.
+    """Refuse a model that the packed path would read wrongly: that scales or caps its logits, whose head is more than
+    a matrix, or whose layers mix tokens otherwise than through attention over token trees.
 
     Raises:
         ConfigError: naming the model.
     """
-    config = getattr(model, "config", None)
-    changing = [name for name in CHANGES_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
+    changing = [entry for entry in CHANGES_LOGITS if getattr(model.config, entry, None) not in (None, 1, 1.0)]
+    if changing:
+        raise ConfigError(f"model {name!r} changes its logits after the head ({changing[0]}): not supported yet")
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:  # an adapter on the head would be left out of the product, and out of training
+        raise ConfigError(f"model {name!r}: its head is a {type(head).__name__}, expected a plain linear layer")
     device = next(model.parameters()).device
-    ids = torch.arange(4, 12, device=device)[None, :]
-    whole = model(input_ids=ids, use_cache=False).logits
-    parts = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-    if changing or not torch.allclose(whole, parts, rtol=1e-2, atol=1e-2, equal_nan=True):
-        raise ConfigError(f"model {name!r} changes its logits after the head (scale or soft cap): not supported yet")
+    ids = torch.arange(4, 16, device=device)
+    first, second = ids[:8], torch.cat([ids[:3], ids[8:]])  # one prefix of three tokens, branches of five and four
+    batch = PackedBatch(
+        token_ids=torch.cat([first, ids[8:]]),
+        position_ids=torch.tensor([*range(8), *range(3, 7)], device=device),
+        shapes=((3, 5, 4),),
+        predicted_by=torch.tensor([*range(8), 0, 1, 2, *range(8, 12)], device=device),
+        **dict.fromkeys(("targets", "terms", "owners", "num_response_tokens"), ids[:0]),  # only logits are asked for
+    )
+    packed = response_logits(model, batch)
+    whole = [model(input_ids=row[None], use_cache=False).logits[0] for row in (first, second)]
+    if not torch.allclose(torch.cat(whole), packed, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise ConfigError(
+            f"model {name!r}: packed token trees and whole rows give different logits; its layers do not leave "
+            "attention to transformers' AttentionInterface, or it changes its logits after the head: not supported yet"
+        )

@@ -29,17 +29,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dadpo.data.artifacts import Draft, draft, finished, read_manifest
-from lightning_dadpo.data.batching import collate_sequences, response_length
+from lightning_dadpo.data.batching import response_tokens
+from lightning_dadpo.data.packing import pack
 from lightning_dadpo.data.rows import ResponseRow, content_digest, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
-from lightning_dadpo.logprobs import response_positions
 from lightning_dadpo.models.folder import write_model_folder
 from lightning_dadpo.models.loading import autocast, count_parameters, load_frozen, load_tokenizer, model_digest
 from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.numerics import default_device, training_precision
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.progress import progress
-from lightning_dadpo.types import SequenceBatch
+from lightning_dadpo.types import PackedBatch
 
 __all__ = ["Influence", "prune", "decoder_layers", "block_influence", "layers_to_remove", "remove_layers"]
 
@@ -109,7 +109,7 @@ def prune(
 
 
 def _prune(
-    work: Draft, model: Any, tokenizer: Any, batches: Sequence[SequenceBatch], share: float, precision: Precision
+    work: Draft, model: Any, tokenizer: Any, batches: Sequence[PackedBatch], share: float, precision: Precision
 ) -> None:
     before = count_parameters(model)
     influence = block_influence(model, batches, precision)
@@ -144,13 +144,13 @@ def _calibration_rows(folder: str, count: int) -> list[ResponseRow]:
     if not usable:
         raise DataError(f"{path}: no row of split train that ended by itself (finish_reason stop) to calibrate on")
     # the file is in order of length: its first rows would be the shortest alone
-    return sorted(sorted(usable, key=lambda row: content_digest(row.prompt_id))[:count], key=response_length)
+    return sorted(sorted(usable, key=lambda row: content_digest(row.prompt_id))[:count], key=response_tokens)
 
 
-def _batches(rows: Sequence[ResponseRow]) -> Iterator[SequenceBatch]:
+def _batches(rows: Sequence[ResponseRow]) -> Iterator[PackedBatch]:
     for start in range(0, len(rows), ROWS_PER_BATCH):
         some = rows[start : start + ROWS_PER_BATCH]
-        yield collate_sequences([row.prompt_token_ids for row in some], [row.token_ids for row in some])
+        yield pack([row.prompt_token_ids for row in some], [[row.token_ids] for row in some])
 
 
 def decoder_layers(model: Any, name: str = "") -> nn.ModuleList:
@@ -174,15 +174,14 @@ def layer_parameters(model: Any) -> list[int]:
 
 
 @contextmanager
-def _measured(layers: nn.ModuleList, batch: SequenceBatch, sums: Tensor) -> Iterator[None]:
+def _measured(layers: nn.ModuleList, batch: PackedBatch, sums: Tensor) -> Iterator[None]:
     """Adds each layer's 1 - cos(before, after), summed over the predicting positions, to `sums` [layers]."""
-    rows, positions, _ = response_positions(batch)
 
     def hook(index: int) -> Any:
         def add(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             before = inputs[0] if inputs else keywords["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
-            pair = (before[rows, positions].double(), after[rows, positions].double())
+            pair = (before[0, batch.predicted_by].double(), after[0, batch.predicted_by].double())
             sums[index] += (1 - nn.functional.cosine_similarity(*pair, dim=-1)).sum()
 
         return add
@@ -196,18 +195,18 @@ def _measured(layers: nn.ModuleList, batch: SequenceBatch, sums: Tensor) -> Iter
 
 
 @torch.no_grad()
-def block_influence(model: Any, batches: Sequence[SequenceBatch], precision: Precision = "32-true") -> Influence:
+def block_influence(model: Any, batches: Sequence[PackedBatch], precision: Precision = "32-true") -> Influence:
     """Block influence of every layer and the loss, from one forward pass over the sequences (2403.03853, eq. 1)."""
     device, layers = next(model.parameters()).device, decoder_layers(model)
     sums = torch.zeros(len(layers), dtype=torch.float64, device=device)
     nats, tokens = 0.0, 0
-    with progress("calibration (responses)", sum(len(batch.lengths) for batch in batches)) as bar:
+    with progress("calibration (responses)", sum(len(batch.shapes) for batch in batches)) as bar:
         for batch in (one.to(device) for one in batches):
             with autocast(precision, device), _measured(layers, batch, sums):
                 found = model_log_probs(model, batch)
             nats -= float(found.total.double().sum())
             tokens += int(found.num_tokens.sum())
-            bar.advance(len(batch.lengths))
+            bar.advance(len(batch.shapes))
     return Influence((sums / tokens).tolist(), nats / tokens, tokens)
 
 
@@ -254,7 +253,7 @@ def remove_layers(model: Any, removed: Sequence[int]) -> None:
 
 @torch.no_grad()
 def _check_reload(
-    folder: Path, pruned: Any, spec: ModelSpec, batches: Iterator[SequenceBatch], precision: Precision
+    folder: Path, pruned: Any, spec: ModelSpec, batches: Iterator[PackedBatch], precision: Precision
 ) -> None:
     """What transformers loads from the folder must be the model that was measured.
 
@@ -266,7 +265,9 @@ def _check_reload(
     """
     device = next(pruned.parameters()).device
     batch = next(batches).to(device)
-    reloaded = load_frozen(ModelSpec(str(folder), attention=spec.attention), precision, device)
+    reloaded = load_frozen(
+        ModelSpec(str(folder), attention=spec.attention, chunk_tokens=spec.chunk_tokens), precision, device
+    )
     with autocast(precision, device):
         meant, found = model_log_probs(pruned, batch).total, model_log_probs(reloaded, batch).total
     if not torch.allclose(meant, found, rtol=1e-3, atol=1e-3):

@@ -9,10 +9,13 @@ from typing import Literal
 
 from lightning_dadpo.errors import ConfigError
 
-__all__ = ["ModelSpec", "Precision"]
+__all__ = ["ModelSpec", "Precision", "Attention"]
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 """Lightning's names: float32; float32 weights with bfloat16 autocast; bfloat16 weights."""
+
+Attention = Literal["auto", "sdpa", "varlen"]
+"""How token trees are attended to (`models.attention`)."""
 
 PACKAGE = "package:"
 
@@ -26,14 +29,21 @@ class ModelSpec:
         gguf_file: name of a GGUF file in there; it is de-quantised on loading.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run Python code that the model's repository brings. Leave it off.
-        attention: attention kernel of transformers. Policy and reference must use the same one.
+        attention: kernel for training and scoring: sdpa anywhere, varlen on a CUDA GPU in 16 bits; auto takes varlen
+            where it runs. Policy and reference must use the same one.
+        chunk_tokens: predictions whose logits are in memory at a time; by default what suits the device.
     """
 
     path: str
     gguf_file: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Attention = "auto"
+    chunk_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ConfigError(f"model {self.path!r}: chunk_tokens {self.chunk_tokens}: expected at least 1")
 
     def location(self) -> str:
         """What transformers is given: a folder or a hub name.

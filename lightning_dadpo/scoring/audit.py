@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_dadpo.data.batching import collate_pairs, pair_length
+from lightning_dadpo.data.batching import collate_pairs, pair_tokens
 from lightning_dadpo.data.rows import PairRow
 from lightning_dadpo.errors import AuditError
 from lightning_dadpo.scoring.base import Scorer
@@ -57,7 +57,7 @@ def _both_sides(scores: PairLogProbs) -> Tensor:
 
 def audit_rows(pairs: Sequence[PairRow], count: int = 8, seed: int = 0) -> list[PairRow]:
     """The shortest pair, the longest one and random others: `count` in all, or all there are."""
-    ordered = sorted(pairs, key=lambda pair: (pair_length(pair), pair.pair_id))
+    ordered = sorted(pairs, key=lambda pair: (pair_tokens(pair), pair.pair_id))
     if len(ordered) <= count:
         return ordered
     return [ordered[0], ordered[-1], *random.Random(seed).sample(ordered[1:-1], count - 2)]

@@ -35,6 +35,6 @@ class AutocastScorer:
 
     def score(self, batch: PairBatch) -> PairLogProbs:
         """See `Scorer.score`."""
-        device = batch.sequences.input_ids.device
+        device = batch.sequences.token_ids.device
         with torch.autocast(device.type, enabled=False), autocast(self.precision, device):
             return self.scorer.score(batch)

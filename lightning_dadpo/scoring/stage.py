@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dadpo.data.artifacts import Draft, draft, finished, read_manifest
-from lightning_dadpo.data.batching import collate_pairs, pair_length
+from lightning_dadpo.data.batching import collate_pairs, pair_tokens
 from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.data.rows import PairRow, RowWriter, ScoreRow, read_rows
 from lightning_dadpo.errors import AuditError, ConfigError, DataError
@@ -109,7 +109,7 @@ def check_reads_the_same_text(tokenizer: Any, name: str, pairs: Sequence[PairRow
 
 def _score_all(work: Draft, scorer: Scorer, pairs: list[PairRow], size: int) -> None:
     path = work.path / "rows.jsonl"
-    ordered = sorted(pairs, key=lambda pair: (pair_length(pair), pair.pair_id))
+    ordered = sorted(pairs, key=lambda pair: (pair_tokens(pair), pair.pair_id))
     device = default_device()
     with RowWriter(path) as writer:
         done = {row.pair_id for row in read_rows(path, ScoreRow)}

@@ -33,7 +33,7 @@ class ScoreTable:
         Raises:
             ArtifactError: a pair of the batch was never scored.
         """
-        device = batch.sequences.input_ids.device
+        device = batch.sequences.token_ids.device
         index = torch.tensor([self._index(pair_id) for pair_id in batch.pair_ids])
         nats, tokens = self._nats[index].to(device), self._tokens[index].to(device)
         return PairLogProbs(

@@ -12,7 +12,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from lightning_dadpo.data.artifacts import read_manifest
-from lightning_dadpo.data.batching import collate_pairs, collate_responses, pair_length, response_length
+from lightning_dadpo.data.batching import collate_pairs, collate_responses, pair_tokens, response_tokens
 from lightning_dadpo.data.importing import PreferenceSource, import_preferences
 from lightning_dadpo.data.pairing import read_pairs, says_nothing
 from lightning_dadpo.data.plan import MicroBatch
@@ -198,7 +198,7 @@ class PreferenceData(_PlannedData):
         return collate_pairs(rows, part.weights, pairs_in_step=len(step))
 
     def _lengths(self, rows: Sequence[PairRow]) -> list[int]:
-        return [pair_length(row) for row in rows]
+        return [pair_tokens(row) for row in rows]
 
 
 class SupervisedData(_PlannedData):
@@ -229,4 +229,4 @@ class SupervisedData(_PlannedData):
         return collate_responses(rows, part.weights, tokens_in_step=sum(len(row.token_ids) for row in step))
 
     def _lengths(self, rows: Sequence[ResponseRow]) -> list[int]:
-        return [response_length(row) for row in rows]
+        return [response_tokens(row) for row in rows]

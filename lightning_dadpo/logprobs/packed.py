@@ -1,0 +1,36 @@
+"""The fast kernel: log pi(y|x) of whole responses from the packed states of token trees."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_dadpo.logprobs.linear import linear_log_probs
+from lightning_dadpo.types import PackedBatch, SequenceLogProbs
+
+__all__ = ["packed_log_probs"]
+
+
+def packed_log_probs(
+    hidden: Float[Tensor, "tokens width"],
+    weight: Float[Tensor, "vocabulary width"],
+    bias: Float[Tensor, " vocabulary"] | None,
+    batch: PackedBatch,
+    chunk_tokens: int | None = None,
+) -> SequenceLogProbs:
+    """Log pi(y|x) of each sequence, the head applied to predicting states only.
+
+    Equal to `gather.sequence_log_probs` on the same sequences in rows of their own, values and gradients.
+
+    Args:
+        hidden: the trunk's output for every token of the batch.
+        weight, bias: the head's.
+        batch: token trees.
+        chunk_tokens: predictions whose logits are in memory at a time; None: by the device.
+
+    Returns:
+        Sums over response tokens in nats and the number of tokens in each.
+    """
+    log_probs = linear_log_probs(hidden[batch.predicted_by], weight, bias, batch.targets, chunk_tokens)
+    total = log_probs.new_zeros(len(batch.num_response_tokens)).index_add(0, batch.owners, log_probs[batch.terms])
+    return SequenceLogProbs(total, batch.num_response_tokens)
