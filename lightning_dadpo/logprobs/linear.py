@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["default_chunk_tokens", "linear_log_probs"]
 
@@ -76,6 +77,7 @@ class _LinearLogProbs(torch.autograd.Function):
         return torch.cat(chosen) - log_sum
 
     @staticmethod
+    @once_differentiable  # the log-sum-exp is kept as a plain number: a second derivative would be wrong in silence
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, log_sum = ctx.saved_tensors
         (by_log_prob,) = gradients
