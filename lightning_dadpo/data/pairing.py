@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dadpo.data.artifacts import draft, finished, read_manifest
+from lightning_dadpo.data.batching import pair_tokens
 from lightning_dadpo.data.importing import PreferenceSource, import_preferences, source_identity
+from lightning_dadpo.data.row_store import RowStore
 from lightning_dadpo.data.rows import PairRow, ResponseRow, RowWriter, content_digest, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 
@@ -215,19 +217,24 @@ def _write(out: str, made_from: dict[str, Any], paired: Paired) -> Path:
     return Path(out)
 
 
-def read_pairs(folder: str | Path, split: str | None = None) -> list[PairRow]:
-    """The pairs of an artefact, in its order; those of one split, or all of them.
+def read_pairs(folder: str | Path, split: str | None = None) -> RowStore[PairRow]:
+    """The pairs of an artefact, in its order; those of one split, or all of them. They stay on disk.
 
     Raises:
         ArtifactError: the folder is no complete pairs artefact.
-        DataError: it has no pair of that split; the message names the splits it has.
+        DataError: a line is no pair, or there is no pair of that split; the message names the splits it has.
     """
     read_manifest(folder, "pairs")
-    rows = list(read_rows(Path(folder) / ROWS, PairRow))
-    wanted = [row for row in rows if split in (None, row.split)]
-    if not wanted:
-        raise DataError(f"{folder}: no pairs of split {split!r}; it has {_listed(Counter(row.split for row in rows))}")
-    return wanted
+    splits: Counter[str] = Counter()
+
+    def wanted(row: PairRow) -> bool:
+        splits[row.split] += 1
+        return split in (None, row.split)
+
+    pairs = RowStore(Path(folder) / ROWS, PairRow, [pair_tokens], wanted)
+    if not pairs:
+        raise DataError(f"{folder}: no pairs of split {split!r}; it has {_listed(splits)}")
+    return pairs
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "has_fast_bfloat16",
     "training_precision",
     "inference_precision",
+    "default_tokens_per_batch",
     "matmul_rate",
     "describe",
 ]
@@ -41,6 +42,11 @@ def training_precision(device: torch.device | None = None) -> Precision:
 def inference_precision(device: torch.device | None = None) -> Precision:
     """For the teacher and for sampling: nothing there needs float32 weights."""
     return "bf16-true" if has_fast_bfloat16(device) else "32-true"
+
+
+def default_tokens_per_batch(device: torch.device | None = None) -> int:
+    """Tokens of one forward pass: enough to keep the device busy, few enough to fit beside a model."""
+    return 8192 if (device or default_device()).type == "cuda" else 1024
 
 
 def matmul_rate(precision: Precision, device: torch.device | None = None) -> float:

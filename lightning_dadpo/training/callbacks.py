@@ -54,10 +54,14 @@ class StepProgress(L.Callback):
 
 
 class Throughput(L.Callback):
-    """`train/tokens_per_second` (real tokens, no padding), `train/examples_per_second` and `train/peak_memory_gib`."""
+    """`train/tokens_per_second` and `train/examples_per_second`, `train/padding_share` and `train/peak_memory_gib`.
+
+    Tokens and examples are real ones: what fillers repeat counts nothing. The padding share is that of the attention's
+    slots, each tree of a batch taking as many as its longest; a filler is padding altogether.
+    """
 
     def __init__(self) -> None:
-        self._tokens = self._examples = 0
+        self._tokens = self._examples = self._computed = self._slots = 0
         self._since: float | None = None
 
     def on_train_batch_start(
@@ -66,8 +70,12 @@ class Throughput(L.Callback):
         """Counted from the batch's own integers: nothing here waits for a GPU."""
         if self._since is None:
             self._since = time.monotonic()
-        self._tokens += batch.real_tokens
-        self._examples += len(batch)
+        trees = batch.sequences
+        self._slots += len(batch) * trees.longest_tree
+        if batch.real_tokens:  # a part of a step is real as a whole, or a filler as a whole
+            self._tokens += batch.real_tokens
+            self._examples += len(batch)
+            self._computed += trees.num_tokens
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,8 +88,10 @@ class Throughput(L.Callback):
             world = trainer.world_size
             pl_module.log("train/tokens_per_second", self._tokens * world / seconds)
             pl_module.log("train/examples_per_second", self._examples * world / seconds)
+            pl_module.log("train/padding_share", 1 - self._computed / self._slots)
             pl_module.log("train/peak_memory_gib", _peak_memory_gib(pl_module.device))
-            self._tokens, self._examples, self._since = 0, 0, None
+            self._tokens = self._examples = self._computed = self._slots = 0
+            self._since = None
 
 
 def _peak_memory_gib(device: torch.device) -> float:

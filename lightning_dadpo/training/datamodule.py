@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from torch.utils.data import DataLoader
 
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.batching import collate_pairs, collate_responses, pair_tokens, response_tokens
 from lightning_dadpo.data.importing import PreferenceSource, import_preferences
 from lightning_dadpo.data.pairing import read_pairs, says_nothing
-from lightning_dadpo.data.plan import MicroBatch
-from lightning_dadpo.data.rows import PairRow, ResponseRow, read_rows
+from lightning_dadpo.data.plan import MicroBatch, Plan, plan_evaluation
+from lightning_dadpo.data.row_store import RowStore, column
+from lightning_dadpo.data.rows import PairRow, ResponseRow
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.models.loading import load_tokenizer
+from lightning_dadpo.models.numerics import default_tokens_per_batch
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.loader import PlannedLoader, evaluation_loader
 
@@ -50,8 +54,8 @@ class PairSource:
         if self.preferences is not None and self.tokenizer is None:
             raise ConfigError("pairs: `preferences` needs `tokenizer: {path: ...}`, the student's")
 
-    def read(self) -> list[PairRow]:
-        """The pairs, in the order of their file."""
+    def read(self) -> Sequence[PairRow]:
+        """The pairs, in the order of their file; those of a folder stay on disk."""
         if self.folder is not None:
             return read_pairs(self.folder, self.split)
         assert self.preferences is not None
@@ -76,62 +80,120 @@ class ResponseSource:
     split: str = "train"
     keep_cut: bool = False
 
-    def read(self) -> list[ResponseRow]:
-        """The responses that say something and ended by themselves; the others are counted."""
+    def read(self) -> Sequence[ResponseRow]:
+        """The responses that say something and ended by themselves; they stay on disk, the others are counted."""
         read_manifest(self.folder, "responses")
-        rows = [row for row in read_rows(Path(self.folder) / "rows.jsonl", ResponseRow) if row.split == self.split]
-        speaking = [row for row in rows if not says_nothing(row)]
-        kept = [row for row in speaking if self.keep_cut or row.finish_reason == "stop"]
-        empty, cut = len(rows) - len(speaking), len(speaking) - len(kept)
-        print(f"{self.folder}: {len(kept)} responses of split {self.split}; dropped {empty} empty and {cut} cut ones")
+        dropped: Counter[str] = Counter()
+
+        def wanted(row: ResponseRow) -> bool:
+            if row.split != self.split:
+                return False
+            reason = "empty" if says_nothing(row) else "cut" if row.finish_reason == "length" else ""
+            dropped[reason] += 1
+            return reason == "" or (reason == "cut" and self.keep_cut)
+
+        kept = RowStore(Path(self.folder) / "rows.jsonl", ResponseRow, [response_tokens, _answer_tokens], wanted)
+        cut = 0 if self.keep_cut else dropped["cut"]
+        print(
+            f"{self.folder}: {len(kept)} responses of split {self.split}; "
+            f"dropped {dropped['empty']} empty and {cut} cut ones"
+        )
         return kept
+
+
+def _answer_tokens(row: ResponseRow) -> int:
+    return len(row.token_ids)
 
 
 class _PlannedData(L.LightningDataModule, ABC):
     """Plans, loaders and checks that both kinds of data share."""
 
-    def __init__(self, sources: dict[str, Any], rows_per_step: int, rows_per_batch: int, seed: int) -> None:
+    def __init__(self, sources: dict[str, Any], rows_per_step: int, tokens_per_batch: int | None, seed: int) -> None:
         super().__init__()
+        if tokens_per_batch is not None and tokens_per_batch < 1:
+            raise ConfigError(f"data.tokens_per_batch {tokens_per_batch}: expected at least 1")
         self.sources = sources
-        self.rows_per_step, self.rows_per_batch, self.seed = rows_per_step, rows_per_batch, seed
-        self.rows: dict[str, list[Any]] = {}
+        self.rows_per_step, self.tokens_per_batch, self.seed = rows_per_step, tokens_per_batch, seed
+        self.rows: dict[str, Sequence[Any]] = {}
+        self._chosen: int | None = None
         self._train_loader: PlannedLoader | None = None
         self._interrupted: dict[str, Any] = {}
 
     @abstractmethod
-    def _collate(self, rows: list[Any], part: MicroBatch, step: list[Any]) -> Any: ...
+    def _collate(self, rows: list[Any], part: MicroBatch) -> Any: ...
 
     @abstractmethod
-    def _lengths(self, rows: Sequence[Any]) -> list[int]: ...
+    def _costs(self, rows: Sequence[Any]) -> Sequence[int]:
+        """Tokens that each row costs."""
+
+    @abstractmethod
+    def _counts(self, rows: Sequence[Any]) -> Sequence[int]:
+        """What each row adds to the divisor of its step's loss."""
 
     def setup(self, stage: str) -> None:
-        """Read what the stage needs; once."""
+        """Read what the stage needs, once, and cut training steps into micro-batches."""
         for name in {"fit": ("train", "validation"), "validate": ("validation",)}.get(stage, ("test",)):
             source = self.sources[name]
             if source is not None and name not in self.rows:
                 self.rows[name] = source.read()
                 if not self.rows[name]:
                     raise DataError(f"data.{name}: no rows of split {source.split!r} are left to use")
+        if stage == "fit" and "train" in self.rows:
+            self._accumulate()
 
-    def _world(self) -> tuple[int, int]:
+    def teardown(self, stage: str) -> None:
+        """Leave the trainer as it was found: the next training may need another number of micro-batches."""
+        if stage == "fit" and self._chosen is not None:
+            self._trainer.accumulate_grad_batches = 1
+            self._chosen = None
+
+    @property
+    def _trainer(self) -> L.Trainer:
         assert self.trainer is not None
-        return self.trainer.world_size, self.trainer.global_rank
+        return self.trainer
+
+    @property
+    def _budget(self) -> int:
+        """Tokens of a micro-batch on one rank."""
+        return self.tokens_per_batch or default_tokens_per_batch(self._trainer.strategy.root_device)
+
+    def _plan(self) -> Plan:
+        rows = self.rows["train"]
+        costs, counts = (np.array(numbers, dtype=np.int64) for numbers in (self._costs(rows), self._counts(rows)))
+        return Plan(costs, counts, self.rows_per_step, self.seed, self._trainer.world_size)
+
+    def _accumulate(self) -> None:
+        """Set `trainer.accumulate_grad_batches` to what the budget asks for, unless a person did.
+
+        Raises:
+            ConfigError: a person set both.
+        """
+        trainer, plan = self._trainer, self._plan()
+        if trainer.accumulate_grad_batches not in (1, self._chosen):
+            if self.tokens_per_batch is not None:
+                raise ConfigError(
+                    f"trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} and data.tokens_per_batch "
+                    f"{self.tokens_per_batch}: give one of the two, each decides the number of micro-batches"
+                )
+            return
+        steps = trainer.max_steps if trainer.max_steps != -1 else None
+        epochs = trainer.max_epochs
+        if epochs is None or epochs == -1:  # ended by steps; by nothing is refused where the schedule is made
+            epochs = -(-(steps or 1) // plan.steps_per_epoch)
+        self._chosen = trainer.accumulate_grad_batches = plan.micro_batches(self._budget, epochs, steps)
+        if trainer.is_global_zero:
+            print(
+                f"micro-batches of at most {self._budget} tokens ({self._chosen} to a step on each of "
+                f"{trainer.world_size} ranks); data.tokens_per_batch sets it"
+            )
 
     def train_dataloader(self) -> PlannedLoader:
         """One micro-batch a call; `accumulate_grad_batches` of them make a step."""
         if "train" not in self.rows:
             raise ConfigError("data.train: nothing to train on; give it a folder")
-        assert self.trainer is not None
-        rows, (world_size, rank) = self.rows["train"], self._world()
+        trainer = self._trainer
         self._train_loader = PlannedLoader(
-            rows,
-            self._lengths(rows),
-            self._collate,
-            rows_per_step=self.rows_per_step,
-            micro_batches=self.trainer.accumulate_grad_batches,
-            world_size=world_size,
-            rank=rank,
-            seed=self.seed,
+            self.rows["train"], self._plan(), self._collate, trainer.accumulate_grad_batches, trainer.global_rank
         )
         if self._interrupted:
             self._train_loader.load_state_dict(self._interrupted)
@@ -153,8 +215,10 @@ class _PlannedData(L.LightningDataModule, ABC):
     def _evaluation_loader(self, name: str) -> DataLoader[Any] | list[Any]:
         if name not in self.rows:
             return []
-        rows = self.rows[name]
-        return evaluation_loader(rows, self._lengths(rows), self._collate, self.rows_per_batch, *self._world())
+        rows, trainer = self.rows[name], self._trainer
+        costs, counts = self._costs(rows), self._counts(rows)
+        batches = plan_evaluation(costs, counts, self._budget, trainer.world_size, trainer.global_rank)
+        return evaluation_loader(rows, batches, self._collate)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The validation rows, each once."""
@@ -176,9 +240,10 @@ class PreferenceData(_PlannedData):
         train: pairs to train on.
         validation: pairs to validate on.
         test: pairs for `test` and `predict`.
-        pairs_per_step: pairs of one optimizer step, over all ranks and micro-batches. The step is cut into
-            `accumulate_grad_batches` x devices micro-batches; that changes memory, not the loss.
-        evaluation_pairs: pairs of a batch where nothing is trained.
+        pairs_per_step: pairs of one optimizer step, over all ranks and micro-batches. The step is cut into as few
+            micro-batches as `tokens_per_batch` allows; that changes memory, not the loss.
+        tokens_per_batch: tokens of a forward pass on one device, by default what suits it. Sets
+            `trainer.accumulate_grad_batches`; give that one instead for a number of micro-batches of your own.
         seed: decides the order of pairs, with the epoch.
     """
 
@@ -188,17 +253,20 @@ class PreferenceData(_PlannedData):
         validation: PairSource | None = None,
         test: PairSource | None = None,
         pairs_per_step: int = 16,
-        evaluation_pairs: int = 8,
+        tokens_per_batch: int | None = None,
         seed: int = 0,
     ) -> None:
         sources = {"train": train, "validation": validation, "test": test}
-        super().__init__(sources, pairs_per_step, evaluation_pairs, seed)
+        super().__init__(sources, pairs_per_step, tokens_per_batch, seed)
 
-    def _collate(self, rows: list[PairRow], part: MicroBatch, step: list[PairRow]) -> Any:
-        return collate_pairs(rows, part.weights, pairs_in_step=len(step))
+    def _collate(self, rows: list[PairRow], part: MicroBatch) -> Any:
+        return collate_pairs(rows, part.weights, pairs_in_step=part.in_step)
 
-    def _lengths(self, rows: Sequence[PairRow]) -> list[int]:
-        return [pair_tokens(row) for row in rows]
+    def _costs(self, rows: Sequence[PairRow]) -> Sequence[int]:
+        return column(rows, pair_tokens)
+
+    def _counts(self, rows: Sequence[PairRow]) -> Sequence[int]:
+        return [1] * len(rows)
 
 
 class SupervisedData(_PlannedData):
@@ -209,7 +277,7 @@ class SupervisedData(_PlannedData):
         validation: responses to validate on.
         test: responses for `test`.
         responses_per_step: responses of one optimizer step, over all ranks and micro-batches.
-        evaluation_responses: responses of a batch where nothing is trained.
+        tokens_per_batch: tokens of a forward pass on one device, as in `PreferenceData`.
         seed: decides the order of responses, with the epoch.
     """
 
@@ -219,14 +287,17 @@ class SupervisedData(_PlannedData):
         validation: ResponseSource | None = None,
         test: ResponseSource | None = None,
         responses_per_step: int = 16,
-        evaluation_responses: int = 16,
+        tokens_per_batch: int | None = None,
         seed: int = 0,
     ) -> None:
         sources = {"train": train, "validation": validation, "test": test}
-        super().__init__(sources, responses_per_step, evaluation_responses, seed)
+        super().__init__(sources, responses_per_step, tokens_per_batch, seed)
 
-    def _collate(self, rows: list[ResponseRow], part: MicroBatch, step: list[ResponseRow]) -> Any:
-        return collate_responses(rows, part.weights, tokens_in_step=sum(len(row.token_ids) for row in step))
+    def _collate(self, rows: list[ResponseRow], part: MicroBatch) -> Any:
+        return collate_responses(rows, part.weights, tokens_in_step=part.in_step)
 
-    def _lengths(self, rows: Sequence[ResponseRow]) -> list[int]:
-        return [response_tokens(row) for row in rows]
+    def _costs(self, rows: Sequence[ResponseRow]) -> Sequence[int]:
+        return column(rows, response_tokens)
+
+    def _counts(self, rows: Sequence[ResponseRow]) -> Sequence[int]:
+        return column(rows, _answer_tokens)

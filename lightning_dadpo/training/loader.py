@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from lightning_dadpo.data.plan import MicroBatch, plan_epoch, plan_evaluation
+from lightning_dadpo.data.plan import MicroBatch, Plan
+from lightning_dadpo.data.row_store import RowStore
 from lightning_dadpo.data.rows import content_digest
 from lightning_dadpo.errors import ConfigError
 
 __all__ = ["PlannedLoader", "evaluation_loader"]
 
 
-class _Plan(Sampler[MicroBatch]):
+class _Order(Sampler[MicroBatch]):
     """The micro-batches of the epoch that Lightning names with `set_epoch`."""
 
-    def __init__(self, plan: Callable[[int], list[MicroBatch]]) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, micro_batches: int, rank: int) -> None:
+        self.plan, self.micro_batches, self.rank = plan, micro_batches, rank
         self.epoch = 0
         self.skip = 0
 
@@ -31,10 +33,10 @@ class _Plan(Sampler[MicroBatch]):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         skip, self.skip = self.skip, 0
-        yield from self.plan(self.epoch)[skip:]
+        yield from islice(self.plan.epoch(self.epoch, self.micro_batches, self.rank), skip, None)
 
     def __len__(self) -> int:
-        return len(self.plan(self.epoch))
+        return self.plan.steps_per_epoch * self.micro_batches
 
 
 class _Rows:
@@ -43,14 +45,16 @@ class _Rows:
     def __init__(self, rows: Sequence[Any]) -> None:
         self.rows = rows
 
-    def __getitem__(self, part: MicroBatch) -> tuple[list[Any], MicroBatch, list[Any]]:
-        return [self.rows[row] for row in part.rows], part, [self.rows[row] for row in part.step]
+    def __getitem__(self, part: MicroBatch) -> tuple[list[Any], MicroBatch]:
+        if isinstance(self.rows, RowStore):
+            return self.rows.take(part.rows), part
+        return [self.rows[row] for row in part.rows], part
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-Collate = Callable[[list[Any], MicroBatch, list[Any]], Any]
+Collate = Callable[[list[Any], MicroBatch], Any]
 
 
 class PlannedLoader(DataLoader[Any]):
@@ -60,38 +64,22 @@ class PlannedLoader(DataLoader[Any]):
     Lightning calls `iter()` before it has named the epoch of a resumed run.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Any],
-        lengths: Sequence[int],
-        collate: Collate,
-        rows_per_step: int,
-        micro_batches: int,
-        world_size: int,
-        rank: int,
-        seed: int,
-    ) -> None:
-        if rows_per_step < 1:
-            raise ConfigError(f"rows per optimizer step {rows_per_step}: expected at least 1")
-        self.identity: dict[str, Any] = {"rows": len(rows), "rows_per_step": rows_per_step, "seed": seed}
-        self.identity |= {"micro_batches": micro_batches, "world_size": world_size}
-        self.identity |= {"digest_of_lengths": content_digest(list(lengths))}
-
-        def plan(epoch: int) -> list[MicroBatch]:
-            return plan_epoch(lengths, rows_per_step, micro_batches, world_size, rank, seed, epoch)
-
-        self.plan = _Plan(plan)
+    def __init__(self, rows: Sequence[Any], plan: Plan, collate: Collate, micro_batches: int, rank: int) -> None:
+        self.identity: dict[str, Any] = {"rows": len(rows), "rows_per_step": plan.rows_per_step, "seed": plan.seed}
+        self.identity |= {"micro_batches": micro_batches, "world_size": plan.world_size}
+        self.identity |= {"digest_of_costs": content_digest(plan.costs.tolist())}
+        self.order = _Order(plan, micro_batches, rank)
         self.handed_out = 0
         super().__init__(
             _Rows(rows),  # type: ignore[arg-type]
-            sampler=self.plan,
+            sampler=self.order,
             batch_size=None,
             collate_fn=lambda item: collate(*item),
             generator=torch.Generator(),  # or every iter() draws from the global state, which dropout uses too
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.handed_out = self.plan.skip
+        self.handed_out = self.order.skip
         for batch in super().__iter__():
             self.handed_out += 1
             yield batch
@@ -99,7 +87,7 @@ class PlannedLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, batches handed out in it, and what the plan was made from."""
-        return {"epoch": self.plan.epoch, "handed_out": self.handed_out, "identity": self.identity}
+        return {"epoch": self.order.epoch, "handed_out": self.handed_out, "identity": self.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the batches that were handed out.
@@ -108,17 +96,15 @@ class PlannedLoader(DataLoader[Any]):
             ConfigError: the plan would be another one; both values are named.
         """
         for name, value in self.identity.items():
-            if state["identity"][name] != value:
-                raise ConfigError(f"cannot resume: {name} was {state['identity'][name]} and is {value} now")
-        self.plan.epoch = state["epoch"]
-        self.plan.skip = state["handed_out"] % max(1, len(self.plan))
+            was = state["identity"].get(name)
+            if was != value:
+                raise ConfigError(f"cannot resume: {name} was {was} and is {value} now")
+        self.order.epoch = state["epoch"]
+        self.order.skip = state["handed_out"] % max(1, len(self.order))
 
 
-def evaluation_loader(
-    rows: Sequence[Any], lengths: Sequence[int], collate: Collate, rows_per_batch: int, world_size: int, rank: int
-) -> DataLoader[Any]:
-    """Every row once over all ranks."""
-    batches = plan_evaluation(lengths, rows_per_batch, world_size, rank)
+def evaluation_loader(rows: Sequence[Any], batches: list[MicroBatch], collate: Collate) -> DataLoader[Any]:
+    """Batches that were planned beforehand, in their order."""
     dataset: Any = _Rows(rows)
     return DataLoader(
         dataset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -10,8 +11,10 @@ from tempfile import mkdtemp
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 
+from lightning_dadpo.data import row_store
 from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.data.rows import Message, PairRow, ResponseRow, RowWriter, ScoreRow, content_digest
 from lightning_dadpo.losses import DaDPO
@@ -27,6 +30,26 @@ CPU = torch.device("cpu")
 def token_ids(count: int, generator: torch.Generator) -> list[int]:
     """Bytes, then the end of the turn."""
     return [*torch.randint(3, VOCABULARY, (count - 1,), generator=generator).tolist(), END_OF_TURN]
+
+
+class LiveRows:
+    """Counts the rows that a store has parsed and somebody still holds, and the most there ever were at once."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = self.most = 0
+        real = row_store.parse_row
+
+        def counting(*arguments: Any) -> Any:
+            row = real(*arguments)
+            self.now += 1
+            self.most = max(self.most, self.now)
+            weakref.finalize(row, self._gone).atexit = False
+            return row
+
+        patch.setattr(row_store, "parse_row", counting)
+
+    def _gone(self) -> None:
+        self.now -= 1
 
 
 @cache
@@ -135,7 +158,7 @@ class Setup:
     def data(self, **changes: Any) -> PreferenceData:
         """Its pairs, six to a step."""
         splits = {name: PairSource(str(self.pairs), name) for name in ("train", "validation")}
-        settings: dict[str, Any] = {"pairs_per_step": 6, "evaluation_pairs": 3} | splits
+        settings: dict[str, Any] = {"pairs_per_step": 6} | splits
         return PreferenceData(**(settings | changes))
 
 

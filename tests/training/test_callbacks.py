@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from lightning_dadpo.data.batching import collate_pairs
+from lightning_dadpo.data.batching import collate_pairs, collate_responses
 from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.training import callbacks
 from lightning_dadpo.training.callbacks import LastCheckpoint, RecordPairs, StepProgress, Throughput
 from lightning_dadpo.training.datamodule import PairSource
-from tests.scoring.example import Setup, make_setup, trainer
+from tests.scoring.example import Setup, make_response, make_setup, trainer
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,33 @@ def test_speed_counts_real_tokens_and_pairs_since_the_last_time(
     per_second = float(loop.callback_metrics["train/examples_per_second"])
     assert float(loop.callback_metrics["train/tokens_per_second"]) / per_second == pytest.approx(tokens / 16)
     assert float(loop.callback_metrics["train/peak_memory_gib"]) > 0.01
+
+
+class Logged:
+    """As much of a module as `Throughput` speaks to."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def log(self, name: str, value: float) -> None:
+        self.values[name] = value
+
+
+def test_padding_and_fillers_by_hand() -> None:
+    """Trees of 4 and 10 tokens, then one of 7 and a filler of 5: 21 real tokens in 2 x 10 + 7 + 5 slots."""
+    loop: Any = SimpleNamespace(
+        world_size=2, global_step=1, log_every_n_steps=1, fit_loop=SimpleNamespace(_should_accumulate=lambda: False)
+    )
+    ours, module = Throughput(), Logged()
+    for sizes, weights in (([4, 10], None), ([7], None), ([5], [0.0])):
+        rows = [replace(make_response(0), prompt_token_ids=[5] * 3, token_ids=[6] * (size - 2)) for size in sizes]
+        ours.on_train_batch_start(loop, module, collate_responses(rows, weights), 0)  # type: ignore[arg-type]
+    ours.on_train_batch_end(loop, module, None, None, 0)  # type: ignore[arg-type]
+    assert module.values["train/padding_share"] == pytest.approx(1 - 21 / 32)
+    tokens = module.values["train/tokens_per_second"] / module.values["train/examples_per_second"]
+    assert tokens == pytest.approx((5 + 11 + 8) / 3)  # with the last token of each response, which is never an input
 
 
 def test_progress_counts_optimizer_steps(setup: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

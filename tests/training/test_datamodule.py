@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import lightning as L
+import numpy as np
 import pytest
 
+from lightning_dadpo.data.batching import pair_tokens
 from lightning_dadpo.data.importing import PreferenceSource
+from lightning_dadpo.data.plan import Plan
 from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
 from lightning_dadpo.training.datamodule import PairSource, PreferenceData, ResponseSource
-from tests.scoring.example import make_pairs, make_response, trainer, write_artifact
+from lightning_dadpo.training.normalisation import framework_divisor
+from tests.scoring.example import LiveRows, Setup, make_pairs, make_response, make_setup, trainer, write_artifact
 
 
 @pytest.fixture
@@ -49,19 +55,122 @@ def test_A7_cut_responses_are_dropped_and_counted_unless_they_are_kept(
 def test_the_loaders_hold_steps_of_the_configured_size_and_every_validation_row_once(
     pairs: Path, tmp_path: Path
 ) -> None:
-    data = PreferenceData(PairSource(str(pairs)), PairSource(str(pairs), "validation"), None, 3, 3)
-    data.trainer = trainer(tmp_path, accumulate_grad_batches=2)
+    validation = PairSource(str(pairs), "validation")
+    data = PreferenceData(PairSource(str(pairs)), validation, None, pairs_per_step=3, tokens_per_batch=40)
+    data.trainer = trainer(tmp_path)
     data.setup("fit")
     batches = list(data.train_dataloader())
-    assert [batch.pairs_in_step for batch in batches] == [3, 3, 3, 3, 1, 1]
+    micro_batches = data.trainer.accumulate_grad_batches
+    assert micro_batches > 1
+    assert [batch.pairs_in_step for batch in batches] == [3] * 2 * micro_batches + [1] * micro_batches
     assert sum(float(batch.weights.sum()) for batch in batches) == 7
-    assert sorted(len(batch) for batch in data.val_dataloader()) == [1, 3]
+    batches += (validated := list(data.val_dataloader()))
+    assert sum(len(batch) for batch in validated) == 4
+    assert all(len(batch) == 1 or batch.sequences.num_tokens <= 40 for batch in batches)
     assert data.test_dataloader() == []
+
+
+class Steps(L.Callback):
+    """What the trainer makes of a plan: micro-batches a step, and the rows of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.accumulate: int | float = 0
+        self.expected_steps: int | float = 0
+        self.divisor = 0
+        self.micro_batches: list[list[str]] = [[]]
+        self.tokens: list[int] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.accumulate, self.expected_steps = trainer.accumulate_grad_batches, trainer.estimated_stepping_batches
+        self.divisor = framework_divisor(trainer)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.micro_batches[-1].append(",".join(sorted(batch.pair_ids)))
+        self.tokens.append(batch.sequences.num_tokens if len(batch) > 1 else 0)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.micro_batches.append([])
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    return make_setup(tmp_path_factory.mktemp("micro-batches"))
+
+
+@pytest.mark.parametrize("budget", [60, 90, 100_000])
+def test_the_budget_decides_how_often_a_real_trainer_accumulates(setup: Setup, tmp_path: Path, budget: int) -> None:
+    steps = Steps()
+    loop = trainer(tmp_path, [steps], max_epochs=2)
+    data = setup.data(tokens_per_batch=budget)
+    loop.fit(setup.module(), datamodule=data)
+    pairs = list(PairSource(str(setup.pairs)).read())
+    plan = Plan(np.array([pair_tokens(pair) for pair in pairs]), np.ones(16, dtype=np.int64), 6, 0, 1)
+    expected = plan.micro_batches(budget, epochs=2)
+    assert steps.accumulate == steps.divisor == expected
+    assert (expected == 1) == (budget == 100_000)
+    assert loop.global_step == steps.expected_steps == 6  # steps of 6, 6 and 4 pairs, twice
+    assert {len(step) for step in steps.micro_batches[:-1]} == {expected}
+    assert max(steps.tokens) <= budget
+    assert loop.accumulate_grad_batches == 1  # as it was found
+
+
+def test_a_second_training_with_the_same_trainer_is_planned_anew(setup: Setup, tmp_path: Path) -> None:
+    steps = Steps()
+    loop = trainer(tmp_path, [steps])
+    counted = []
+    for budget in (60, 90):
+        loop.fit_loop.epoch_progress.reset()
+        loop.fit(setup.module(), datamodule=setup.data(tokens_per_batch=budget))
+        counted.append(steps.accumulate)
+    assert counted[0] > counted[1] > 1
+
+
+def test_steps_that_are_never_taken_ask_for_no_micro_batches(setup: Setup, tmp_path: Path) -> None:
+    pairs = list(PairSource(str(setup.pairs)).read())
+    plan = Plan(np.array([pair_tokens(pair) for pair in pairs]), np.ones(16, dtype=np.int64), 6, 0, 1)
+    for max_epochs, max_steps, epochs in ((-1, 4, 2), (7, 2, 1), (None, 1, 1)):
+        steps = Steps()
+        loop = trainer(tmp_path, [steps], max_epochs=max_epochs, max_steps=max_steps, limit_val_batches=0)
+        loop.fit(setup.module(), datamodule=setup.data(tokens_per_batch=60))
+        assert steps.accumulate == plan.micro_batches(60, epochs, max_steps)
+        assert loop.global_step == max_steps
+
+
+def test_a_number_of_micro_batches_that_a_person_gave_is_obeyed_and_not_beside_a_budget(
+    setup: Setup, tmp_path: Path
+) -> None:
+    steps = Steps()
+    loop = trainer(tmp_path, [steps], accumulate_grad_batches=5)
+    loop.fit(setup.module(), datamodule=setup.data())
+    assert steps.accumulate == loop.accumulate_grad_batches == 5
+    with pytest.raises(
+        ConfigError, match=r"accumulate_grad_batches 5 and data\.tokens_per_batch 90: give one of the two"
+    ):
+        trainer(tmp_path, accumulate_grad_batches=5).fit(setup.module(), datamodule=setup.data(tokens_per_batch=90))
+    with pytest.raises(ConfigError, match=r"data\.tokens_per_batch 0: expected at least 1"):
+        setup.data(tokens_per_batch=0)
+
+
+def test_the_number_of_pairs_does_not_decide_how_many_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = {}
+    for count in (20, 320):
+        folder = write_artifact(tmp_path / str(count), "pairs", make_pairs(20) * (count // 20))
+        data = PreferenceData(PairSource(str(folder)), tokens_per_batch=100)
+        data.trainer = trainer(tmp_path)
+        with monkeypatch.context() as patch:
+            live = LiveRows(patch)
+            data.setup("fit")
+            seen = sum(int(batch.weights.sum()) for batch in data.train_dataloader())
+        assert seen == count
+        most[count] = live.most
+    assert most[320] <= most[20] + 2
+    assert most[320] < 20
 
 
 def test_stages_read_what_they_need_alone(pairs: Path, tmp_path: Path) -> None:
     sources = [PairSource(str(pairs)), PairSource(str(pairs), "validation"), PairSource(str(tmp_path / "none"))]
     data = PreferenceData(*sources)
+    data.trainer = trainer(tmp_path)
     data.setup("fit")
     assert sorted(data.rows) == ["train", "validation"]
     with pytest.raises(ArtifactError, match="no manifest"):

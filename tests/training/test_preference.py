@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -106,6 +108,51 @@ def test_D1_the_gradient_is_that_of_the_mean_over_the_pairs_of_the_step(
         outcome = module.loss(module.policy_log_probs(batch), module.anchor_log_probs(batch))
         total = total + outcome.loss.sum()
     (total / 6).backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in module.student.parameters()])
+    assert torch.allclose(gradient, whole[1].gradients[0], rtol=2e-3, atol=1e-5)
+
+
+class Ranks:
+    """As much of a Trainer as one rank of several needs for its plan and its divisor."""
+
+    def __init__(self, world_size: int, rank: int, accumulate: int) -> None:
+        self.world_size, self.global_rank, self.is_global_zero = world_size, rank, False
+        self.accumulate_grad_batches = accumulate
+        self.max_epochs, self.max_steps, self.strategy = 2, -1, SimpleNamespace(root_device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("accumulate", "budget"), [(1, None), (4, None), (1, 60), (1, 90)])
+def test_D1_ranks_micro_batches_and_budgets_change_neither_loss_nor_gradient(
+    setup: Setup,
+    whole: tuple[PreferenceModule, Watch],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    world_size: int,
+    accumulate: int,
+    budget: int | None,
+) -> None:
+    """Every rank's part of the first step by the real plan and the real `training_step`, then what frameworks do:
+    Lightning divides by the micro-batches and DDP takes the mean over ranks."""
+    module = setup.module()
+    module.trainer = trainer(tmp_path)  # type: ignore[assignment]
+    module.configure_model()
+    monkeypatch.setattr(module, "log_training_means", lambda: None)
+    seen: list[str] = []
+    numbers = set()
+    for rank in range(world_size):
+        ranks: Any = Ranks(world_size, rank, accumulate)
+        data = setup.data(tokens_per_batch=budget)
+        data.trainer = module.trainer = ranks
+        data.setup("fit")
+        numbers.add(ranks.accumulate_grad_batches)
+        for batch in islice(data.train_dataloader(), ranks.accumulate_grad_batches):
+            loss = module.training_step(batch, 0) / ranks.accumulate_grad_batches
+            (loss / world_size).backward()
+            seen += [name for name, weight in zip(batch.pair_ids, batch.weights, strict=True) if weight]
+    assert len(numbers) == 1  # equally often on every rank
+    assert set(seen) == whole[1].pair_ids[0]
+    assert len(seen) == 6
     gradient = torch.cat([parameter.grad.flatten() for parameter in module.student.parameters()])
     assert torch.allclose(gradient, whole[1].gradients[0], rtol=2e-3, atol=1e-5)
 
@@ -264,8 +311,8 @@ def test_the_sft_term_adds_nats_per_token_of_the_chosen_response(setup: Setup, t
 
 def test_E3_validation_means_are_over_pairs_whatever_the_batches(setup: Setup, tmp_path: Path) -> None:
     found = []
-    for size in (1, 3, 7):
-        data = setup.data(evaluation_pairs=size)  # 7 pairs: also uneven
+    for budget in (1, 90, 1000):  # 7 pairs: each alone, uneven batches, all together
+        data = setup.data(tokens_per_batch=budget)
         found.append(trainer(tmp_path).validate(setup.module(), datamodule=data)[0])
     for name, value in found[0].items():
         assert found[1][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
@@ -289,6 +336,7 @@ def test_every_training_value_is_logged(setup: Setup, tmp_path: Path) -> None:
     ]
     wanted += [f"val/{name}" for name in pair_value_names(["reference", "teacher"])]
     wanted += ["train/tokens_per_second", "train/examples_per_second", "train/peak_memory_gib"]
+    wanted += ["train/padding_share"]
     assert sorted(loop.callback_metrics) == sorted(wanted)
     assert all(bool(torch.isfinite(value)) for value in loop.callback_metrics.values())
 

@@ -130,9 +130,7 @@ def fit(home: Path, root: Path, callbacks: list[L.Callback], steps: int = 5, **m
     torch.manual_seed(0)
     module = SupervisedModule(ModelSpec(str(home / "student")), partial(torch.optim.AdamW, lr=3e-3))
     answers = str(home / "answers")
-    data = SupervisedData(
-        ResponseSource(answers), ResponseSource(answers, "validation"), responses_per_step=2, evaluation_responses=4
-    )
+    data = SupervisedData(ResponseSource(answers), ResponseSource(answers, "validation"), responses_per_step=2)
     trainer = L.Trainer(**arguments | more)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
     return trainer
