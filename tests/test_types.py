@@ -1,8 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import jaxtyping
+import pytest
 import torch
 
-from lightning_dadpo.types import PairBatch, PairLogProbs, ResponseBatch, SequenceBatch, SequenceLogProbs
+from lightning_dadpo.data.packing import pack
+from lightning_dadpo.types import (
+    PackedBatch,
+    PairBatch,
+    PairLogProbs,
+    ResponseBatch,
+    SequenceBatch,
+    SequenceLogProbs,
+)
 
 SUMS = SequenceLogProbs(torch.tensor([-4.0, -9.0, -1.0, -2.0]), torch.tensor([2, 3, 1, 4]))
 
@@ -10,6 +22,11 @@ SUMS = SequenceLogProbs(torch.tensor([-4.0, -9.0, -1.0, -2.0]), torch.tensor([2,
 def batch() -> SequenceBatch:
     # the padding id 2 also ends the turns, so only lengths can tell them apart (trap A11)
     return SequenceBatch(torch.tensor([[5, 6, 2, 2], [5, 2, 2, 2]]), torch.tensor([1, 1]), torch.tensor([3, 2]))
+
+
+def trees() -> PackedBatch:
+    """One pair: the prompt 5 6 with the responses 2 and 7 2."""
+    return pack([[5, 6]], [[[2], [7, 2]]])
 
 
 def test_the_mean_is_nats_per_token() -> None:
@@ -44,11 +61,31 @@ def test_A11_the_mask_comes_from_lengths() -> None:
 
 
 def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest() -> None:
-    pairs = PairBatch(("a",), batch(), torch.ones(1), pairs_in_step=8).to("meta")
-    assert pairs.sequences.input_ids.device.type == pairs.sequences.lengths.device.type == pairs.weights.device.type
-    assert pairs.weights.device.type == "meta"
+    pairs = PairBatch(("a",), trees(), torch.ones(1), pairs_in_step=8).to("meta")
+    tensors = [value for value in vars(pairs.sequences).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 7
+    assert {value.device.type for value in (*tensors, pairs.weights)} == {"meta"}
+    assert pairs.sequences.shapes == ((2, 0, 1),)
     assert (pairs.pair_ids, pairs.pairs_in_step, len(pairs)) == (("a",), 8, 1)
-    responses = ResponseBatch(("a", "b"), batch(), torch.ones(2), tokens_in_step=9).to("meta")
-    assert responses.sequences.prompt_lengths.device.type == "meta"
+    responses = ResponseBatch(("a", "b"), pack([[5], [6]], [[[7]], [[8]]]), torch.ones(2), tokens_in_step=9).to("meta")
+    assert responses.sequences.targets.device.type == "meta"
     assert (responses.response_ids, responses.tokens_in_step) == (("a", "b"), 9)
+    assert batch().to("meta").prompt_lengths.device.type == "meta"
     assert PairLogProbs.split(SUMS).to("meta").rejected.num_tokens.device.type == "meta"
+
+
+def test_a_batch_of_trees_counts_what_the_trunk_computes() -> None:
+    two = pack([[5, 6], [7]], [[[2], [7, 2]], [[8, 9, 2], [8, 2]]])
+    assert two.shapes == ((2, 0, 1), (2, 1, 0))
+    assert (two.num_tokens, two.longest_tree) == (6, 3)
+    assert two.num_tokens == len(two.token_ids)
+
+
+def test_shapes_that_contradict_one_another_are_refused_where_types_are_checked() -> None:
+    """The package's own annotations, through jaxtyping: pytest's options in pyproject.toml switch it on."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        SequenceLogProbs(torch.zeros(3), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        replace(trees(), position_ids=torch.zeros(1, dtype=torch.long))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        replace(trees(), owners=trees().owners.float())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning_dadpo.errors import ConfigError
 
@@ -42,6 +42,8 @@ class ModelSpec:
     chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if self.attention not in get_args(Attention):
+            raise ConfigError(f"model {self.path!r}: attention {self.attention!r}: expected auto, sdpa or varlen")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise ConfigError(f"model {self.path!r}: chunk_tokens {self.chunk_tokens}: expected at least 1")
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from lightning_dadpo.losses import DPO, DaDPO
-from lightning_dadpo.models.log_probs import model_log_probs
-from lightning_dadpo.types import PairLogProbs, SequenceBatch
+from lightning_dadpo.models.attention import TOKEN_TREES
+from lightning_dadpo.models.log_probs import Kernels, model_log_probs
+from lightning_dadpo.types import PackedBatch, PairLogProbs, SequenceBatch
 from tests.tiny import tiny_model
+from tests.trees import trees_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and its dependencies' own warnings are not ours to mend
 
@@ -54,10 +56,18 @@ def trl_trainer(folder: Path) -> Any:
     )
 
 
-def pairs_of_trl(inputs: dict[str, torch.Tensor]) -> SequenceBatch:
-    """TRL's collated rows in our terms: it marks responses with a mask, we with lengths."""
+def pairs_of_trl(inputs: dict[str, torch.Tensor]) -> PackedBatch:
+    """TRL's collated rows in our terms: it marks responses with a mask, we with lengths, and share prompts."""
     lengths = inputs["attention_mask"].sum(dim=1)
-    return SequenceBatch(inputs["input_ids"], lengths - inputs["completion_mask"].sum(dim=1), lengths)
+    rows = SequenceBatch(inputs["input_ids"], lengths - inputs["completion_mask"].sum(dim=1), lengths)
+    return trees_of(rows, responses=2)
+
+
+def in_trees(model: Any) -> Any:
+    """TRL's own model, its attention told of token trees after TRL has run."""
+    model.set_attn_implementation(TOKEN_TREES)
+    model.kernels = Kernels()
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +86,8 @@ def trl_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "gradients": gradients,
         "metrics": metrics,
         "batch": pairs_of_trl(inputs),
-        "policy": trainer.accelerator.unwrap_model(trainer.model),
-        "reference": trainer.accelerator.unwrap_model(trainer.ref_model),
+        "policy": in_trees(trainer.accelerator.unwrap_model(trainer.model)),
+        "reference": in_trees(trainer.accelerator.unwrap_model(trainer.ref_model)),
     }
 
 

@@ -1,27 +1,54 @@
-"""The policy's log-probs against a plain full forward and float64 loops, on a tiny Llama."""
+"""The policy's log-probs, packed and padded, against a plain full forward and float64 loops, on a tiny Llama."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.models.log_probs import check_trunk_and_head, model_log_probs, response_logits
+from lightning_dadpo.models.attention import TOKEN_TREES
+from lightning_dadpo.models.loading import load_model
+from lightning_dadpo.models.log_probs import (
+    Kernels,
+    attention_kernel,
+    check_trunk_and_head,
+    model_log_probs,
+    plain_log_probs,
+    response_logits,
+)
+from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.types import SequenceBatch, SequenceLogProbs
 from tests import oracles
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
+from tests.trees import trees_of
 
 ROWS = [(9, 5), (3, 14), (1, 1), (20, 2), (6, 6)]  # (prompt, response) tokens
 
 
 @pytest.fixture(scope="module")
 def model(tiny_folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(tiny_folder)
+    return load_model(ModelSpec(str(tiny_folder)))
+
+
+def packed_log_probs(model: Any, batch: SequenceBatch) -> SequenceLogProbs:
+    """The fast path on the same rows."""
+    return model_log_probs(model, trees_of(batch))
+
+
+PATHS = {"packed": packed_log_probs, "padded": plain_log_probs}
 
 
 def batch_of(rows: list[tuple[int, int]], seed: int = 0) -> SequenceBatch:
@@ -57,27 +84,30 @@ def agrees(found: SequenceLogProbs, expected: list[tuple[float, int]]) -> bool:
     return bool(found.total.tolist() == totals) and found.num_tokens.tolist() == [count for _, count in expected]
 
 
-def test_a_padded_batch_equals_the_full_forward_of_each_row_alone(model: Any) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_a_batch_equals_the_full_forward_of_each_row_alone(model: Any, path: str) -> None:
     batch = batch_of(ROWS)
     with torch.no_grad():
-        found = model_log_probs(model, batch)
+        found = PATHS[path](model, batch)
     assert agrees(found, oracle_rows(model, batch))
     assert found.total.dtype == torch.float32
 
 
-def test_rows_do_not_depend_on_their_neighbours_or_their_order(model: Any) -> None:
-    batch = batch_of(ROWS)
+@pytest.mark.parametrize("path", PATHS)
+def test_rows_do_not_depend_on_their_neighbours_or_their_order(model: Any, path: str) -> None:
+    batch, scored = batch_of(ROWS), PATHS[path]
     order = torch.tensor([3, 0, 4, 2, 1])
     with torch.no_grad():
-        together = model_log_probs(model, batch)
+        together = scored(model, batch)
         moved = SequenceBatch(batch.input_ids[order], batch.prompt_lengths[order], batch.lengths[order])
-        shuffled = model_log_probs(model, moved)
-        alone = torch.cat([model_log_probs(model, one_row(batch, row)).total for row in range(len(ROWS))])
+        shuffled = scored(model, moved)
+        alone = torch.cat([scored(model, one_row(batch, row)).total for row in range(len(ROWS))])
     assert shuffled.total.tolist() == pytest.approx(together.total[order].tolist(), rel=1e-5)
     assert alone.tolist() == pytest.approx(together.total.tolist(), rel=1e-5)
 
 
-def test_gradients_equal_those_through_the_full_logits_with_a_coefficient_for_each_row(model: Any) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_equal_those_through_the_full_logits_with_a_coefficient_for_each_row(model: Any, path: str) -> None:
     """Trap B9 and the tied head (B7), through a real transformer."""
     batch, coefficients = batch_of(ROWS), torch.tensor([0.7, -1.3, 2.9, 0.1, 1.0])
 
@@ -92,7 +122,7 @@ def test_gradients_equal_those_through_the_full_logits_with_a_coefficient_for_ea
         log_probs = model(alone.input_ids).logits[0].log_softmax(dim=-1)
         span = range(int(alone.prompt_lengths), int(alone.lengths))
         full.append(torch.stack([log_probs[t - 1, alone.input_ids[0, t]] for t in span]).sum())
-    expected, found = gradients(torch.stack(full)), gradients(model_log_probs(model, batch).total)
+    expected, found = gradients(torch.stack(full)), gradients(PATHS[path](model, batch).total)
     model.zero_grad()
     assert "model.embed_tokens.weight" in expected
     for name, gradient in expected.items():
@@ -110,7 +140,19 @@ def test_B4_left_padding_in_a_batch_that_promises_right_padding_is_noticed(model
     shift = width - batch.lengths
     defective = SequenceBatch(left, batch.prompt_lengths + shift, torch.full_like(batch.lengths, width))
     with torch.no_grad():
-        assert not agrees(model_log_probs(model, defective), oracle_rows(model, batch))
+        assert not agrees(plain_log_probs(model, defective), oracle_rows(model, batch))
+
+
+def test_B4_positions_that_run_on_through_a_packed_batch_are_noticed(model: Any) -> None:
+    """Trees laid end to end, each still at position 0 of its own."""
+    batch = batch_of(ROWS)
+    trees, expected = trees_of(batch), oracle_rows(model, batch)
+    # a whole tree shifted alone changes nothing, since RoPE is relative: the rest of a tree behind its prompt does
+    starts = trees.position_ids == 0
+    shifted = trees.position_ids + (~starts).long()
+    with torch.no_grad():
+        assert agrees(model_log_probs(model, replace(trees, position_ids=trees.position_ids + 7)), expected)
+        assert not agrees(model_log_probs(model, replace(trees, position_ids=shifted)), expected)
 
 
 def test_B4_positions_that_count_padding_are_noticed(model: Any) -> None:
@@ -142,35 +184,36 @@ def test_B4_positions_that_count_padding_are_noticed(model: Any) -> None:
 def test_B3_one_model_scored_twice_has_no_reward_and_in_another_dtype_it_has(model: Any) -> None:
     batch = batch_of(ROWS)
     with torch.no_grad():
-        policy, reference = model_log_probs(model, batch), model_log_probs(model, batch)
+        policy, reference = packed_log_probs(model, batch), packed_log_probs(model, batch)
         with torch.autocast("cpu", torch.bfloat16):
-            defective = model_log_probs(model, batch)
+            defective = packed_log_probs(model, batch)
     assert torch.equal(policy.total, reference.total)
     assert (policy.total - defective.total).abs().max() > 1e-3
 
 
 def test_B6_dropout_follows_the_models_mode(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path / "dropout", dropout=0.5))
+    model = load_model(ModelSpec(str(tiny_model(tmp_path / "dropout", dropout=0.5))))
     batch = batch_of(ROWS)
     with torch.no_grad():
         expected = oracle_rows(model, batch)
-        assert agrees(model_log_probs(model.eval(), batch), expected)
-        assert not agrees(model_log_probs(model.train(), batch), expected)
+        assert agrees(packed_log_probs(model.eval(), batch), expected)
+        assert not agrees(packed_log_probs(model.train(), batch), expected)
         assert model.training  # scoring changes no mode
 
 
 def test_C4_scoring_leaves_the_random_state_alone(model: Any) -> None:
     before = torch.get_rng_state()
     with torch.no_grad():
-        model_log_probs(model, batch_of(ROWS))
+        packed_log_probs(model, batch_of(ROWS))
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_bfloat16_autocast_stays_near_and_sums_in_float32(model: Any) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_bfloat16_autocast_stays_near_and_sums_in_float32(model: Any, path: str) -> None:
     batch = batch_of(ROWS)
     expected = oracle_rows(model, batch)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = model_log_probs(model, batch)
+        found = PATHS[path](model, batch)
     assert found.total.dtype == torch.float32
     for total, (exact, tokens) in zip(found.total.tolist(), expected, strict=True):
         assert abs(total - exact) < 0.3 * tokens  # nats; the matrix products are bfloat16
@@ -180,7 +223,7 @@ def test_response_logits_are_the_full_forwards_rows_that_predict_the_response(mo
     batch = batch_of(ROWS)
     expected = []
     with torch.no_grad():
-        found = response_logits(model, batch)
+        found = response_logits(model, trees_of(batch))
         for row in range(len(ROWS)):
             alone = one_row(batch, row)
             expected.append(model(alone.input_ids).logits[0, int(alone.prompt_lengths) - 1 : -1])
@@ -197,7 +240,8 @@ class ScaledLogits(nn.Module):
 
     def __init__(self, inner: Any, factor: float) -> None:
         super().__init__()
-        self.inner, self.factor, self.base_model = inner, factor, inner.base_model
+        self.inner, self.factor, self.base_model, self.config = inner, factor, inner.base_model, inner.config
+        self.kernels = inner.kernels
 
     def get_output_embeddings(self) -> Any:
         return self.inner.get_output_embeddings()
@@ -210,7 +254,7 @@ class ScaledLogits(nn.Module):
 
 @pytest.mark.parametrize("factor", [0.5, 1.1, 2.0])
 def test_scaled_logits_are_refused_by_the_models_name(model: Any, factor: float) -> None:
-    with pytest.raises(ConfigError, match="some/model") as refused:
+    with pytest.raises(ConfigError, match="'some/model' changes its logits after the head") as refused:
         check_trunk_and_head(ScaledLogits(model, factor), "some/model")
     assert "\n" not in str(refused.value)
 
@@ -228,18 +272,104 @@ SMALL = {
 }
 
 
+def in_trees(kind: Any, config: Any, attention: str = TOKEN_TREES) -> Any:
+    """A fresh model as `load_model` would give it."""
+    model = kind._from_config(config, attn_implementation=attention).eval()
+    model.kernels = Kernels()
+    return model
+
+
 @pytest.mark.parametrize("spread", [0.02, 0.5])
 def test_a_gemma2_with_a_soft_cap_is_refused(spread: float) -> None:
     """Also with small random weights, where the cap of 30 changes little: training would reach it."""
     torch.manual_seed(0)
     config = Gemma2Config(**SMALL, head_dim=8, initializer_range=spread, final_logit_softcapping=30.0)
-    with pytest.raises(ConfigError, match="gemma"):
-        check_trunk_and_head(Gemma2ForCausalLM(config).eval(), "gemma")
+    with pytest.raises(ConfigError, match="final_logit_softcapping"):
+        check_trunk_and_head(in_trees(Gemma2ForCausalLM, config), "gemma")
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.5])
 def test_a_granite_with_scaled_logits_is_refused(spread: float) -> None:
     torch.manual_seed(0)
     config = GraniteConfig(**SMALL, initializer_range=spread, logits_scaling=8.0)
-    with pytest.raises(ConfigError, match="granite"):
-        check_trunk_and_head(GraniteForCausalLM(config).eval(), "granite")
+    with pytest.raises(ConfigError, match="logits_scaling"):
+        check_trunk_and_head(in_trees(GraniteForCausalLM, config), "granite")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(("spread", "dtype"), [(0.02, "float32"), (0.5, "float32"), (0.02, "bfloat16")])
+def test_a_model_whose_layers_ignore_token_trees_is_refused(attention: str, spread: float, dtype: str) -> None:
+    """Also where its weights are small and its logits with them."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**SMALL, initializer_range=spread)
+    check_trunk_and_head(in_trees(LlamaForCausalLM, config).to(getattr(torch, dtype)), "right")
+    deaf = in_trees(LlamaForCausalLM, config, attention).to(getattr(torch, dtype))
+    with pytest.raises(ConfigError, match="'deaf': packed token trees and whole rows give different logits") as refused:
+        check_trunk_and_head(deaf, "deaf")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_sixteen_bit_model_passes_the_check(tiny_folder: Path) -> None:
+    check_trunk_and_head(load_model(ModelSpec(str(tiny_folder)), "bf16-true"), "tiny")
+
+
+class AdaptedHead(nn.Linear):
+    """As adapters wrap a head: a linear layer that adds something to its product."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return super().forward(states) + states.sum(dim=-1, keepdim=True)
+
+
+def test_B7_a_head_that_is_more_than_a_matrix_is_refused(tiny_folder: Path) -> None:
+    model = load_model(ModelSpec(str(tiny_folder)))
+    head = AdaptedHead(32, VOCABULARY, bias=False)
+    head.weight = model.get_output_embeddings().weight
+    model.set_output_embeddings(head)
+    with pytest.raises(ConfigError, match="'adapted': its head is a AdaptedHead, expected a plain linear layer"):
+        check_trunk_and_head(model, "adapted")
+
+
+def test_a_model_that_is_not_finite_is_not_called_unsupported(tiny_folder: Path) -> None:
+    """Its weights are named elsewhere, which helps more."""
+    model = load_model(ModelSpec(str(tiny_folder)))
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    check_trunk_and_head(model, "broken")
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "dtype", "kernel"),
+    [
+        ("auto", CPU, torch.float32, "sdpa"),
+        ("auto", CPU, torch.bfloat16, "sdpa"),
+        ("sdpa", CPU, torch.bfloat16, "sdpa"),
+        ("auto", CUDA, torch.float32, "sdpa"),
+        ("auto", CUDA, torch.bfloat16, "varlen"),
+        ("auto", CUDA, torch.float16, "varlen"),
+        ("varlen", CUDA, torch.bfloat16, "varlen"),
+        ("sdpa", CUDA, torch.bfloat16, "sdpa"),
+    ],
+)
+def test_the_kernel_that_runs(asked: Any, device: torch.device, dtype: torch.dtype, kernel: str) -> None:
+    assert attention_kernel(asked, device, dtype) == kernel
+
+
+@pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (CUDA, torch.float32)])
+def test_varlen_where_it_does_not_run_is_refused(device: torch.device, dtype: torch.dtype) -> None:
+    with pytest.raises(ConfigError, match=f"attention varlen: needs .* this is {device.type} in {dtype}"):
+        attention_kernel("varlen", device, dtype)
+
+
+def test_the_models_own_kernels_are_used_and_said(tiny_folder: Path) -> None:
+    model = load_model(ModelSpec(str(tiny_folder), attention="varlen", chunk_tokens=3))
+    with pytest.raises(ConfigError, match="attention varlen"):
+        packed_log_probs(model, batch_of(ROWS))
+    assert Kernels("auto", 3).describe(model, CPU, torch.float32) == "attention sdpa, head in chunks of 3 predictions"
+    assert "chunks of 48582 predictions" in Kernels().describe(model, CPU, torch.float32)  # 48 MiB of 4 x 259 bytes
+    for chunk_tokens in (1, 3, 1000):
+        model.kernels = Kernels("sdpa", chunk_tokens)
+        with torch.no_grad():
+            assert agrees(packed_log_probs(model, batch_of(ROWS)), oracle_rows(model, batch_of(ROWS)))

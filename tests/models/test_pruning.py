@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from lightning_dadpo.data.artifacts import draft, read_manifest
-from lightning_dadpo.data.batching import collate_sequences
+from lightning_dadpo.data.packing import pack
 from lightning_dadpo.data.rows import Message, ResponseRow
 from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
 from lightning_dadpo.models.loading import count_parameters, load_model, load_tokenizer
@@ -63,7 +63,7 @@ def _by_hand(model: Any, rows: list[ResponseRow]) -> tuple[list[float], float]:
 def test_influence_and_loss_are_those_of_a_loop_over_positions(tiny_folder: Path) -> None:
     model = load_model(ModelSpec(str(tiny_folder)))
     rows = [_row(index) for index in range(5)]
-    batch = collate_sequences([row.prompt_token_ids for row in rows], [row.token_ids for row in rows])
+    batch = pack([row.prompt_token_ids for row in rows], [[row.token_ids] for row in rows])
     found = block_influence(model, [batch])
     layers, nats = _by_hand(model, rows)
     assert found.layers[:-1] == pytest.approx(layers[:-1], rel=1e-4)
@@ -75,9 +75,9 @@ def test_A5_prompt_positions_do_not_count(tiny_folder: Path) -> None:
     model = load_model(ModelSpec(str(tiny_folder)))
     rows = [_row(index) for index in range(4)]
     prompts, responses = [row.prompt_token_ids for row in rows], [row.token_ids for row in rows]
-    right = block_influence(model, [collate_sequences(prompts, responses)])
-    shifted = [prompt[:-1] for prompt in prompts], [p[-1:] + r for p, r in zip(prompts, responses, strict=True)]
-    wrong = block_influence(model, [collate_sequences(*shifted)])
+    right = block_influence(model, [pack(prompts, [[response] for response in responses])])
+    shifted = [prompt[:-1] for prompt in prompts], [[p[-1:] + r] for p, r in zip(prompts, responses, strict=True)]
+    wrong = block_influence(model, [pack(*shifted)])
     assert wrong.tokens == right.tokens + 4
     assert wrong.layers != pytest.approx(right.layers, rel=1e-4)
 

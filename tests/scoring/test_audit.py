@@ -115,9 +115,10 @@ def test_B8_the_tolerance_of_bfloat16_is_four_times_what_company_changes() -> No
 
 def test_the_audited_rows_are_the_shortest_the_longest_and_others_without_repetition() -> None:
     pairs = make_pairs(40)
-    lengths = [len(p.prompt_token_ids) + max(len(p.chosen_token_ids), len(p.rejected_token_ids)) for p in pairs]
+    # tokens that have to be computed: make_pair's responses begin apart, and their last tokens predict nothing
+    lengths = [len(p.prompt_token_ids) + len(p.chosen_token_ids) + len(p.rejected_token_ids) - 2 for p in pairs]
     rows = audit_rows(pairs)
-    found = [len(p.prompt_token_ids) + max(len(p.chosen_token_ids), len(p.rejected_token_ids)) for p in rows]
+    found = [len(p.prompt_token_ids) + len(p.chosen_token_ids) + len(p.rejected_token_ids) - 2 for p in rows]
     assert len({pair.pair_id for pair in rows}) == 8
     assert min(found) == min(lengths)
     assert max(found) == max(lengths)
