@@ -55,13 +55,13 @@ def _parameters(teacher: ModelSpec) -> float | None:
 
 def _work(experiment: Experiment, stage: Stage, size: float) -> _Work:
     response = experiment.sampling.max_new_tokens / 2
-    row = PROMPT_TOKENS + response
+    row, pair = PROMPT_TOKENS + response, PROMPT_TOKENS + 2 * response
     limits = {split: file.limit or 256 for split, file in experiment.prompts.items()}
     if stage.command == "sample":
         rows = sum(limits[split] for split in stage.settings["prompts"])
         return _Work(2 * size * rows * row, SHARE_OF_MATMUL_RATE["sample"])
     if stage.command == "score":
-        return _Work(2 * size * 2 * row * (limits["train"] + limits["validation"]), SHARE_OF_MATMUL_RATE["score"])
+        return _Work(2 * size * pair * (limits["train"] + limits["validation"]), SHARE_OF_MATMUL_RATE["score"])
     if stage.command == "prune":
         return _Work(6 * size * row * 24, SHARE_OF_MATMUL_RATE["score"])
     if stage.command == "evaluate":
@@ -69,7 +69,6 @@ def _work(experiment: Experiment, stage: Stage, size: float) -> _Work:
         return _Work(2 * size * 4 * models * row * limits["heldout"], SHARE_OF_MATMUL_RATE["score"])
     if stage.command == "fit":
         epochs = stage.settings.get("trainer", {}).get("max_epochs", 1)
-        per_row = 1 if stage.name == "dsft" else 2
-        rows = epochs * limits["train"] * per_row
-        return _Work(6 * size * rows * row, SHARE_OF_MATMUL_RATE["train"])
+        tokens = row if stage.name == "dsft" else pair
+        return _Work(6 * size * epochs * limits["train"] * tokens, SHARE_OF_MATMUL_RATE["train"])
     return _Work(0.0, 1.0)

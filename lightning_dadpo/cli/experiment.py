@@ -64,7 +64,8 @@ class Experiment:
         rejected_from: rejected responses come from the student before (`initial`) or after dSFT (`dsft`).
         sampling: settings of every sampling; the seed is the teacher's, students take the next one.
         batch_size: responses drawn at a time.
-        score_batch: pairs scored at a time.
+        tokens_per_batch: tokens of a forward pass of the scoring, by default what suits the machine. Trainings have
+            their own, `data.init_args.tokens_per_batch`.
         keep_cut: keep chosen responses that the length cap cut, in dSFT and in pairs; they are dropped otherwise.
         launch: what the trainings are started with, for example [torchrun, --nproc_per_node, "2"].
         notes: sentences for the report about what this experiment can and cannot show.
@@ -81,7 +82,7 @@ class Experiment:
     rejected_from: Literal["initial", "dsft"] = "dsft"
     sampling: SamplerSettings = field(default_factory=SamplerSettings)
     batch_size: int = 32
-    score_batch: int = 8
+    tokens_per_batch: int | None = None
     keep_cut: bool = False
     launch: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -14,7 +14,7 @@ from lightning_dadpo.models.spec import ModelSpec
 
 __all__ = ["Stage", "plan_stages", "CODE_FORMAT"]
 
-CODE_FORMAT = 1
+CODE_FORMAT = 2
 """Raised when what a stage computes changes, so that old folders are not taken for new ones."""
 
 
@@ -121,7 +121,12 @@ def plan_stages(experiment: Experiment) -> list[Stage]:
         anchor: planner.add(
             f"score-{anchor}",
             "score",
-            {"model": asdict(model), "pairs": pairs, "anchor": anchor, "batch_pairs": experiment.score_batch},
+            {
+                "model": asdict(model),
+                "pairs": pairs,
+                "anchor": anchor,
+                "tokens_per_batch": experiment.tokens_per_batch,
+            },
         )
         for anchor, model in {"teacher": teacher, "reference": ModelSpec(dsft)}.items()
     }

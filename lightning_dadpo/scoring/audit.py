@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from lightning_dadpo.data.batching import collate_pairs, pair_tokens
+from lightning_dadpo.data.plan import budgeted_batches
+from lightning_dadpo.data.row_store import column
 from lightning_dadpo.data.rows import PairRow
 from lightning_dadpo.errors import AuditError
+from lightning_dadpo.models.numerics import default_tokens_per_batch
 from lightning_dadpo.scoring.base import Scorer
+from lightning_dadpo.scoring.table import ScoreTable
 from lightning_dadpo.types import PairLogProbs, SequenceLogProbs
 
 __all__ = [
@@ -56,11 +60,12 @@ def _both_sides(scores: PairLogProbs) -> Tensor:
 
 
 def audit_rows(pairs: Sequence[PairRow], count: int = 8, seed: int = 0) -> list[PairRow]:
-    """The shortest pair, the longest one and random others: `count` in all, or all there are."""
-    ordered = sorted(pairs, key=lambda pair: (pair_tokens(pair), pair.pair_id))
-    if len(ordered) <= count:
-        return ordered
-    return [ordered[0], ordered[-1], *random.Random(seed).sample(ordered[1:-1], count - 2)]
+    """The cheapest pair, the dearest one and random others: `count` in all, or all there are."""
+    costs = column(pairs, pair_tokens)
+    ordered = sorted(range(len(pairs)), key=lambda index: costs[index])
+    if len(ordered) > count:
+        ordered = [ordered[0], ordered[-1], *random.Random(seed).sample(ordered[1:-1], count - 2)]
+    return [pairs[index] for index in ordered]
 
 
 def _alone(scorer: Scorer, pairs: Sequence[PairRow], device: torch.device) -> Tensor:
@@ -144,20 +149,24 @@ def audit_sampler(
     return compared
 
 
-def scores_of(
-    scorer: Scorer, pairs: Sequence[PairRow], size: int = 64, device: torch.device | None = None
-) -> PairLogProbs:
-    """A scorer's log-probs of any number of pairs, `size` at a time, so that memory does not grow with them.
+def scores_of(scorer: Scorer, pairs: Sequence[PairRow], device: torch.device | None = None) -> PairLogProbs:
+    """A scorer's log-probs of any number of pairs, in their order; a batch of them is in memory at a time.
 
     Returns:
         Log-probs on the CPU, whatever device the scorer was asked on.
     """
+    if isinstance(scorer, ScoreTable):  # which asks for ids alone
+        return scorer.look_up(pair.pair_id for pair in pairs)
     device = device or torch.device("cpu")
-    batches = (collate_pairs(pairs[start : start + size]).to(device) for start in range(0, len(pairs), size))
-    parts = [scorer.score(batch).to(torch.device("cpu")) for batch in batches]
+    groups = budgeted_batches(column(pairs, pair_tokens), default_tokens_per_batch(device))
+    parts = [
+        scorer.score(collate_pairs([pairs[index] for index in group]).to(device)).to(torch.device("cpu"))
+        for group in groups
+    ]
+    place = torch.tensor([index for group in groups for index in group]).argsort()
     sides = ([part.chosen for part in parts], [part.rejected for part in parts])
     chosen, rejected = (
-        SequenceLogProbs(torch.cat([one.total for one in side]), torch.cat([one.num_tokens for one in side]))
+        SequenceLogProbs(torch.cat([one.total for one in side]), torch.cat([one.num_tokens for one in side]))[place]
         for side in sides
     )
     return PairLogProbs(chosen, rejected)

@@ -8,14 +8,23 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lightning_dadpo.data.artifacts import Draft, draft, finished, read_manifest
 from lightning_dadpo.data.batching import collate_pairs, pair_tokens
 from lightning_dadpo.data.pairing import read_pairs
+from lightning_dadpo.data.plan import budgeted_batches
+from lightning_dadpo.data.row_store import RowStore, column
 from lightning_dadpo.data.rows import PairRow, RowWriter, ScoreRow, read_rows
 from lightning_dadpo.errors import AuditError, ConfigError, DataError
 from lightning_dadpo.models.loading import load_frozen, load_tokenizer, model_digest
-from lightning_dadpo.models.log_probs import check_trunk_and_head
-from lightning_dadpo.models.numerics import default_device, inference_precision, training_precision
+from lightning_dadpo.models.log_probs import attention_kernel, check_trunk_and_head
+from lightning_dadpo.models.numerics import (
+    default_device,
+    default_tokens_per_batch,
+    inference_precision,
+    training_precision,
+)
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.progress import progress
 from lightning_dadpo.scoring.audit import audit_live, audit_rows, audit_sampler
@@ -32,7 +41,7 @@ def score(
     pairs: str,
     out: str,
     anchor: str = "teacher",
-    batch_pairs: int = 8,
+    tokens_per_batch: int | None = None,
     precision: Precision | None = None,
 ) -> Path:
     """Score every pair once with a frozen model, and audit what was written before it counts as finished.
@@ -43,15 +52,18 @@ def score(
         out: folder to make; complete or absent.
         anchor: its name. The reference is scored exactly as the policy trains; a teacher may be scored in
             whatever is fast here.
-        batch_pairs: pairs scored at a time; both responses of a pair always share a batch.
+        tokens_per_batch: tokens of a forward pass, by default what suits this machine; pairs of like length share
+            one, and a pair is never cut.
         precision: number format; by default the one that suits the anchor on this machine.
 
     Raises:
         AuditError: scores read back from disk differ from the model's, or from what its sampler saw.
         ConfigError, DataError, ArtifactError: see the message.
     """
-    if batch_pairs < 1:
-        raise ConfigError(f"batch_pairs {batch_pairs}: expected at least 1")
+    device = default_device()
+    budget = default_tokens_per_batch(device) if tokens_per_batch is None else tokens_per_batch
+    if budget < 1:
+        raise ConfigError(f"tokens_per_batch {budget}: expected at least 1")
     precision = precision or (training_precision() if anchor == "reference" else inference_precision())
     manifest = read_manifest(pairs, "pairs")
     digest = model_digest(model)
@@ -59,20 +71,19 @@ def score(
         "anchor": anchor,
         "model": digest,
         "pairs": manifest.files["rows.jsonl"],
-        "backend": f"transformers {model.attention} {precision}",
-        "batch_pairs": batch_pairs,
+        "backend": f"transformers {_attention(model, device, precision)} {precision}",
+        "tokens_per_batch": budget,
     }
     if finished(out, "scores", made_from):
         return Path(out)
     rows = read_pairs(pairs)
     check_reads_the_same_text(load_tokenizer(model), model.path, rows)
-    device = default_device()
     loaded = load_frozen(model, precision, device)
     check_trunk_and_head(loaded, model.path)
     scorer = AutocastScorer(LiveScorer(loaded), precision)
     sides = [side for side in ("chosen", "rejected") if manifest.made_from.get(f"{side}_model") == digest]
     with draft(out, "scores", made_from) as work:
-        _score_all(work, scorer, rows, batch_pairs)
+        _score_all(work, scorer, rows, budget, device)
         stored = ScoreTable(read_rows(work.path / "rows.jsonl", ScoreRow), work.path)
         exact = precision == "32-true"
         tolerance = audit_live(anchor, stored, scorer, rows, device, exact)
@@ -107,15 +118,18 @@ def check_reads_the_same_text(tokenizer: Any, name: str, pairs: Sequence[PairRow
         )
 
 
-def _score_all(work: Draft, scorer: Scorer, pairs: list[PairRow], size: int) -> None:
+def _attention(model: ModelSpec, device: torch.device, precision: Precision) -> str:
+    return attention_kernel(model.attention, device, torch.float32 if precision == "32-true" else torch.bfloat16)
+
+
+def _score_all(work: Draft, scorer: Scorer, pairs: RowStore[PairRow], budget: int, device: torch.device) -> None:
+    """Batch after batch, each written before the next begins: a kill loses one, and no more than one is in memory."""
     path = work.path / "rows.jsonl"
-    ordered = sorted(pairs, key=lambda pair: (pair_tokens(pair), pair.pair_id))
-    device = default_device()
     with RowWriter(path) as writer:
         done = {row.pair_id for row in read_rows(path, ScoreRow)}
         with progress("scoring (pairs)", len(pairs), len(done)) as bar:
-            for start in range(0, len(ordered), size):
-                batch = ordered[start : start + size]
+            for group in budgeted_batches(column(pairs, pair_tokens), budget):
+                batch = pairs.take(group)
                 missing = {pair.pair_id for pair in batch} - done
                 if missing:  # the whole batch again: company changes the last digits
                     rows = _rows(batch, scorer.score(collate_pairs(batch).to(device)))
@@ -127,7 +141,7 @@ def _score_all(work: Draft, scorer: Scorer, pairs: list[PairRow], size: int) -> 
 def _rows(pairs: list[PairRow], scores: PairLogProbs) -> list[ScoreRow]:
     columns = (scores.chosen.total, scores.chosen.num_tokens, scores.rejected.total, scores.rejected.num_tokens)
     made = []
-    for pair, *numbers in zip(pairs, *(column.tolist() for column in columns), strict=True):
+    for pair, *numbers in zip(pairs, *(values.tolist() for values in columns), strict=True):
         if not all(map(isfinite, numbers)):
             raise AuditError(f"pair {pair.pair_id} (prompt {pair.prompt_id}): the model's log-prob is not finite")
         made.append(ScoreRow(pair.pair_id, *numbers))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lightning_dadpo.data.rows import ScoreRow
@@ -22,10 +24,15 @@ class ScoreTable:
     """
 
     def __init__(self, rows: Iterable[ScoreRow], origin: str | Path) -> None:
-        rows, self.origin = list(rows), origin
-        self._row_of = {row.pair_id: index for index, row in enumerate(rows)}
-        self._nats = torch.tensor([[row.chosen_log_prob, row.rejected_log_prob] for row in rows], dtype=torch.float32)
-        self._tokens = torch.tensor([[row.chosen_num_tokens, row.rejected_num_tokens] for row in rows])
+        self.origin = origin
+        self._row_of: dict[str, int] = {}
+        nats, tokens = array("f"), array("q")  # rows come one at a time and none is kept
+        for row in rows:
+            self._row_of[row.pair_id] = len(nats) // 2
+            nats.extend((row.chosen_log_prob, row.rejected_log_prob))
+            tokens.extend((row.chosen_num_tokens, row.rejected_num_tokens))
+        self._nats = torch.from_numpy(np.array(nats, dtype=np.float32)).reshape(-1, 2)
+        self._tokens = torch.from_numpy(np.array(tokens, dtype=np.int64)).reshape(-1, 2)
 
     def score(self, batch: PairBatch) -> PairLogProbs:
         """See `Scorer.score`.
@@ -33,9 +40,16 @@ class ScoreTable:
         Raises:
             ArtifactError: a pair of the batch was never scored.
         """
-        device = batch.sequences.token_ids.device
-        index = torch.tensor([self._index(pair_id) for pair_id in batch.pair_ids])
-        nats, tokens = self._nats[index].to(device), self._tokens[index].to(device)
+        return self.look_up(batch.pair_ids).to(batch.sequences.token_ids.device)
+
+    def look_up(self, pair_ids: Iterable[str]) -> PairLogProbs:
+        """The scores of pairs by their ids, on the CPU.
+
+        Raises:
+            ArtifactError: a pair was never scored.
+        """
+        index = torch.tensor([self._index(pair_id) for pair_id in pair_ids], dtype=torch.long)
+        nats, tokens = self._nats[index], self._tokens[index]
         return PairLogProbs(
             SequenceLogProbs(nats[:, 0], tokens[:, 0]),
             SequenceLogProbs(nats[:, 1], tokens[:, 1]),

@@ -14,7 +14,7 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_dadpo.data import row_store
+from lightning_dadpo.data import row_store, rows
 from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.data.rows import Message, PairRow, ResponseRow, RowWriter, ScoreRow, content_digest
 from lightning_dadpo.losses import DaDPO
@@ -33,11 +33,11 @@ def token_ids(count: int, generator: torch.Generator) -> list[int]:
 
 
 class LiveRows:
-    """Counts the rows that a store has parsed and somebody still holds, and the most there ever were at once."""
+    """Counts the rows that were parsed and that somebody still holds, and the most there ever were at once."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = self.most = 0
-        real = row_store.parse_row
+        real = rows.parse_row
 
         def counting(*arguments: Any) -> Any:
             row = real(*arguments)
@@ -46,7 +46,8 @@ class LiveRows:
             weakref.finalize(row, self._gone).atexit = False
             return row
 
-        patch.setattr(row_store, "parse_row", counting)
+        for module in (rows, row_store):
+            patch.setattr(module, "parse_row", counting)
 
     def _gone(self) -> None:
         self.now -= 1
@@ -98,10 +99,12 @@ def make_response(number: int, split: str = "train", finish: str = "stop", lengt
 
 
 def scored(
-    model: Path, pairs: Path, out: Path, anchor: str = "teacher", size: int = 4, precision: Precision = "32-true"
+    model: Path, pairs: Path, out: Path, anchor: str = "teacher", tokens: int = 70, precision: Precision = "32-true"
 ) -> Path:
     """A scores artefact made by the stage itself."""
-    return score(ModelSpec(str(model)), str(pairs), str(out), anchor=anchor, batch_pairs=size, precision=precision)
+    return score(
+        ModelSpec(str(model)), str(pairs), str(out), anchor=anchor, tokens_per_batch=tokens, precision=precision
+    )
 
 
 def score_row(pair: PairRow, chosen: float, rejected: float) -> ScoreRow:
@@ -166,7 +169,6 @@ def make_setup(folder: Path, dropout: float = 0.0, train: int = 16) -> Setup:
     """A random student of two layers, a random teacher of four; everything in float32."""
     student = tiny_model(folder / "student", layers=2, seed=1, dropout=dropout)
     teacher = tiny_model(folder / "teacher", layers=4, seed=2)
-    rows = make_pairs(train) + make_pairs(7, "validation")
-    pairs = write_artifact(folder / "pairs", "pairs", rows)
+    pairs = write_artifact(folder / "pairs", "pairs", make_pairs(train) + make_pairs(7, "validation"))
     reference = scored(student, pairs, folder / "reference", anchor="reference")
     return Setup(student, teacher, pairs, reference, scored(teacher, pairs, folder / "scores"))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_dadpo.data.batching import collate_pairs, pair_tokens
+from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.data.rows import PairRow, ScoreRow
 from lightning_dadpo.errors import AuditError
 from lightning_dadpo.models.loading import load_frozen
@@ -22,11 +24,12 @@ from lightning_dadpo.scoring.audit import (
     audit_sampler,
     measure_tolerance,
     saturation,
+    scores_of,
 )
 from lightning_dadpo.scoring.live import AutocastScorer, LiveScorer
 from lightning_dadpo.scoring.table import ScoreTable
 from lightning_dadpo.types import PairBatch, PairLogProbs, SequenceLogProbs
-from tests.scoring.example import CPU, make_pairs, score_row
+from tests.scoring.example import CPU, make_pairs, score_row, write_artifact
 from tests.tiny import tiny_model
 
 PAIRS = make_pairs(8)
@@ -40,8 +43,6 @@ def live(tiny_folder: Path) -> LiveScorer:
 
 def table_of(scorer: LiveScorer, pairs: list[PairRow], names: list[PairRow] | None = None) -> ScoreTable:
     """What `scorer` gives to `pairs`, filed under the ids of `names`."""
-    from lightning_dadpo.data.batching import collate_pairs
-
     found = scorer.score(collate_pairs(pairs))
     rows = zip(names or pairs, found.chosen.total.tolist(), found.rejected.total.tolist(), strict=True)
     return ScoreTable([score_row(*row) for row in rows], "scores")
@@ -113,17 +114,28 @@ def test_B8_the_tolerance_of_bfloat16_is_four_times_what_company_changes() -> No
     assert measure_tolerance(_Noisy(0.25), PAIRS, CPU, exact=True).absolute == 1e-4
 
 
-def test_the_audited_rows_are_the_shortest_the_longest_and_others_without_repetition() -> None:
+def test_the_audited_rows_are_the_cheapest_the_dearest_and_others_without_repetition(tmp_path: Path) -> None:
     pairs = make_pairs(40)
-    # tokens that have to be computed: make_pair's responses begin apart, and their last tokens predict nothing
-    lengths = [len(p.prompt_token_ids) + len(p.chosen_token_ids) + len(p.rejected_token_ids) - 2 for p in pairs]
+    costs = [pair_tokens(pair) for pair in pairs]
     rows = audit_rows(pairs)
-    found = [len(p.prompt_token_ids) + len(p.chosen_token_ids) + len(p.rejected_token_ids) - 2 for p in rows]
+    found = [pair_tokens(pair) for pair in rows]
     assert len({pair.pair_id for pair in rows}) == 8
-    assert min(found) == min(lengths)
-    assert max(found) == max(lengths)
-    assert rows == audit_rows(pairs[::-1])
+    assert min(found) == min(costs)
+    assert max(found) == max(costs)
+    assert rows == audit_rows(read_pairs(write_artifact(tmp_path / "pairs", "pairs", pairs)))  # the same from disk
     assert len(audit_rows(PAIRS[:3])) == 3
+
+
+def test_scores_come_in_the_order_of_the_pairs_from_a_table_and_from_a_model(live: LiveScorer) -> None:
+    pairs = make_pairs(60)  # more than one batch of tokens
+    one_by_one = [live.score(collate_pairs([pair])) for pair in pairs]
+    found = scores_of(live, pairs)
+    assert found.chosen.total.tolist() == pytest.approx([float(one.chosen.total) for one in one_by_one], rel=1e-4)
+    assert found.rejected.total.tolist() == pytest.approx([float(one.rejected.total) for one in one_by_one], rel=1e-4)
+    assert found.rejected.num_tokens.tolist() == [len(pair.rejected_token_ids) for pair in pairs]
+    stored = scores_of(table_of(live, pairs), pairs)
+    assert stored.chosen.total.tolist() == pytest.approx(found.chosen.total.tolist(), rel=1e-4)
+    assert stored.chosen.num_tokens.tolist() == found.chosen.num_tokens.tolist()
 
 
 @pytest.mark.parametrize("value", [-100.03, -99.97, math.nan, -math.inf])

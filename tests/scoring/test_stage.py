@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from lightning_dadpo.data.artifacts import read_manifest
-from lightning_dadpo.data.batching import collate_pairs
+from lightning_dadpo.data.batching import collate_pairs, pair_tokens
 from lightning_dadpo.data.rows import PairRow, ScoreRow, read_rows
 from lightning_dadpo.errors import ArtifactError, AuditError, ConfigError, DataError
 from lightning_dadpo.models.loading import load_frozen, model_digest
 from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.scoring.cached import CachedScorer
 from lightning_dadpo.scoring.live import LiveScorer
 from lightning_dadpo.types import PairBatch, PairLogProbs, SequenceLogProbs
-from tests.scoring.example import make_pairs, scored, write_artifact
+from tests.scoring.example import LiveRows, make_pairs, scored, write_artifact
 from tests.tiny import tiny_model
 
 PAIRS = make_pairs(10)
@@ -79,7 +80,7 @@ def test_scores_of_something_else_are_refused(tiny_folder: Path, pairs: Path, tm
         scored(tiny_folder, pairs, tmp_path / "scores", anchor="reference")
 
 
-@pytest.mark.parametrize("lines", [0, 4, 6])
+@pytest.mark.parametrize("lines", [0, 4, 6])  # nothing, one batch, a batch torn in its middle
 def test_C3_killed_in_the_middle_nothing_is_there_and_the_rerun_gives_the_same_bits(
     tiny_folder: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int
 ) -> None:
@@ -99,8 +100,8 @@ def test_C3_killed_in_the_middle_nothing_is_there_and_the_rerun_gives_the_same_b
     assert not (tmp_path / "killed").exists()
     rows = tmp_path / "killed.partial" / "rows.jsonl"
     written = rows.read_bytes().splitlines(keepends=True)
-    assert len(written) == 8
-    rows.write_bytes(b"".join(written[:lines]) + written[lines][:20])  # torn inside a batch for 6
+    assert len(written) == 7  # two batches of four and three pairs: what was under way is all that is lost
+    rows.write_bytes(b"".join(written[:lines]) + written[lines][:20])
     monkeypatch.setattr(LiveScorer, "score", lambda self, batch: calls.append(batch) or real(self, batch))
     calls.clear()
     scored(tiny_folder, pairs, tmp_path / "again")
@@ -171,8 +172,43 @@ def test_a_model_that_did_not_sample_is_not_held_to_the_sampler(tiny_folder: Pat
 
 
 def test_a_batch_of_no_pairs_is_refused(tiny_folder: Path, pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_pairs 0: expected at least 1"):
-        scored(tiny_folder, pairs, tmp_path / "scores", size=0)
+    with pytest.raises(ConfigError, match="tokens_per_batch 0: expected at least 1"):
+        scored(tiny_folder, pairs, tmp_path / "scores", tokens=0)
+
+
+@pytest.mark.parametrize("budget", [1, 70, 1000])
+def test_pairs_of_like_length_share_batches_within_the_budget(
+    tiny_folder: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    batches: list[PairBatch] = []
+    real = LiveScorer.score
+    monkeypatch.setattr(LiveScorer, "score", lambda self, batch: batches.append(batch) or real(self, batch))
+    folder = scored(tiny_folder, pairs, tmp_path / "scores", tokens=budget)
+    scoring = batches[: {1: 10, 70: 4, 1000: 1}[budget]]  # the others are the audit's
+    assert sorted(name for batch in scoring for name in batch.pair_ids) == sorted(pair.pair_id for pair in PAIRS)
+    assert all(len(batch) == 1 or batch.sequences.num_tokens <= budget for batch in scoring)
+    costs = {pair.pair_id: pair_tokens(pair) for pair in PAIRS}
+    in_order = [costs[name] for batch in scoring for name in batch.pair_ids]
+    assert in_order == sorted(in_order)
+    assert read_manifest(folder, "scores").made_from["tokens_per_batch"] == budget
+
+
+def test_sixteen_times_the_pairs_keep_no_more_of_them_alive(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, held = {}, {}
+    for count in (40, 640):
+        folder = write_artifact(tmp_path / str(count), "pairs", make_pairs(count, seed=3))
+        with monkeypatch.context() as patch:
+            live = LiveRows(patch)
+            scores = scored(tiny_folder, folder, tmp_path / f"scores-{count}", tokens=100)
+            most[count] = live.most
+            table = CachedScorer(scores)
+            held[count] = live.now
+        assert len(table._nats) == count
+    assert most[640] <= most[40] + 4
+    assert most[640] < 64
+    assert held == {40: 0, 640: 0}
 
 
 def test_a_model_with_another_tokenizer_is_refused_before_it_scores(tmp_path: Path, pairs: Path) -> None:

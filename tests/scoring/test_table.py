@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_dadpo.data.batching import collate_pairs
+from lightning_dadpo.data.batching import collate_pairs, pair_tokens
 from lightning_dadpo.data.rows import ScoreRow, read_rows
 from lightning_dadpo.errors import ArtifactError
 from lightning_dadpo.models.loading import load_frozen
@@ -28,8 +28,8 @@ def equal(left: PairLogProbs, right: PairLogProbs) -> bool:
 
 def test_cached_equals_live_to_the_bit_in_float32(tiny_folder: Path, tmp_path: Path) -> None:
     pairs = make_pairs(4)
-    folder = scored(tiny_folder, write_artifact(tmp_path / "pairs", "pairs", pairs), tmp_path / "scores", size=4)
-    batch = collate_pairs(sorted(pairs, key=lambda pair: len(pair.chosen_token_ids)))
+    folder = scored(tiny_folder, write_artifact(tmp_path / "pairs", "pairs", pairs), tmp_path / "scores", tokens=1000)
+    batch = collate_pairs(sorted(pairs, key=pair_tokens))
     live = LiveScorer(load_frozen(ModelSpec(str(tiny_folder)), "32-true")).score(batch)
     assert equal(CachedScorer(folder).score(batch), live)
     assert live.chosen.total.dtype == torch.float32

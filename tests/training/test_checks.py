@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,11 +201,12 @@ def test_a_student_that_starts_elsewhere_is_not_held_to_the_reference(
 
 def test_the_report_reads_every_pair_without_touching_the_random_state(setup: Setup, tmp_path: Path) -> None:
     asked: list[str] = []
-    real = ScoreTable.score
+    real = ScoreTable.look_up
 
-    def counting(self: ScoreTable, batch: Any) -> Any:
-        asked.extend(batch.pair_ids)
-        return real(self, batch)
+    def counting(self: ScoreTable, pair_ids: Iterable[str]) -> Any:
+        names = list(pair_ids)
+        asked.extend(names)
+        return real(self, names)
 
     state = []
 
@@ -216,7 +217,7 @@ def test_the_report_reads_every_pair_without_touching_the_random_state(setup: Se
             state.append(torch.get_rng_state())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ScoreTable, "score", counting)
+        patch.setattr(ScoreTable, "look_up", counting)
         callback = Check(teacher=ModelSpec(str(setup.teacher)), **IMPORTED)
         loop = trainer(tmp_path, [callback], limit_train_batches=1, limit_val_batches=0)
         loop.fit(setup.module(), datamodule=setup.data())
