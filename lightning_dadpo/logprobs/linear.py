@@ -87,22 +87,23 @@ class _LinearLogProbs(torch.autograd.Function):
         by_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
         by_bias = torch.zeros_like(bias, dtype=wide) if wants_bias else None
         cast, cast_bias = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
-        for start in range(0, len(hidden), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            states = hidden[part].to(ctx.dtype)
-            logits = _logits(states, cast, cast_bias)
-            slopes = logits.sub_(log_sum[part, None]).exp_().mul_(-by_log_prob[part, None])
-            slopes.scatter_add_(-1, targets[part, None], by_log_prob[part, None].to(slopes.dtype))
-            if by_bias is not None:
-                by_bias += slopes.sum(dim=0)
-            slopes = slopes.to(ctx.dtype)
-            if by_hidden is not None:
-                by_hidden[part] = slopes @ cast
-            if by_weight is not None:
-                if ctx.dtype == wide:
-                    by_weight.addmm_(slopes.T, states)
-                else:
-                    by_weight += slopes.T @ states
+        with torch.autocast(hidden.device.type, enabled=False):  # also where the backward pass alone is in autocast
+            for start in range(0, len(hidden), ctx.chunk):
+                part = slice(start, start + ctx.chunk)
+                states = hidden[part].to(ctx.dtype)
+                logits = _logits(states, cast, cast_bias)
+                slopes = logits.sub_(log_sum[part, None]).exp_().mul_(-by_log_prob[part, None])
+                slopes.scatter_add_(-1, targets[part, None], by_log_prob[part, None].to(slopes.dtype))
+                if by_bias is not None:
+                    by_bias += slopes.sum(dim=0)
+                slopes = slopes.to(ctx.dtype)
+                if by_hidden is not None:
+                    by_hidden[part] = slopes @ cast
+                if by_weight is not None:
+                    if ctx.dtype == wide:
+                        by_weight.addmm_(slopes.T, states)
+                    else:
+                        by_weight += slopes.T @ states
         return (
             by_hidden,
             None if by_weight is None else by_weight.to(weight.dtype),

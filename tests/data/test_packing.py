@@ -1,0 +1,232 @@
+"""Token trees against their definition, spelled out token by token: nothing lost, nothing twice, nothing out of place.
+
+What a batch says is read back from its tensors alone and compared with the ids that went in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lightning_dadpo.data.packing import pack, shared_prefix, tree_tokens
+from lightning_dadpo.types import PackedBatch
+from tests.tiny import END_OF_TURN
+from tests.trees import sequences_of
+
+Prompts = list[list[int]]
+Responses = list[list[list[int]]]
+FEW_IDS = st.integers(1, 3)  # so few that responses often begin alike; one of them ends turns
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Prompts, Responses]:
+    """Prompts with one to three responses each; responses of a prompt often begin with the same tokens."""
+    count = draw(st.integers(1, 3))
+    prompts, responses = [], []
+    for _ in range(draw(st.integers(1, 4))):
+        prompts.append(draw(st.lists(FEW_IDS, min_size=1, max_size=4)))
+        common = draw(st.lists(FEW_IDS, max_size=3))
+        tails = [draw(st.lists(FEW_IDS, min_size=0 if common else 1, max_size=4)) for _ in range(count)]
+        responses.append([common + tail for tail in tails])
+    return prompts, responses
+
+
+EDGES: dict[str, tuple[Prompts, Responses]] = {
+    "nothing shared": ([[4, 5]], [[[6, 2], [7, 8, 2]]]),
+    "a shared beginning": ([[4, 5]], [[[6, 7, 8, 2], [6, 7, 9, 9, 2]]]),
+    "equal but for the last token": ([[4, 5]], [[[6, 7, 8], [6, 7, 9]]]),
+    "one is a proper prefix of the other": ([[4]], [[[6, 7], [6, 7, 8, 2]]]),
+    "the longer one first": ([[4]], [[[6, 7, 8, 2], [6, 7]]]),
+    "equal": ([[4, 5]], [[[6, 7, 2], [6, 7, 2]]]),
+    "one token each": ([[4, 5]], [[[6], [7]]]),
+    "one token each, the same": ([[4, 5]], [[[6], [6]]]),
+    "one token beside many": ([[4]], [[[6], [6, 7, 8]]]),
+    "a prompt of one token": ([[4]], [[[6, 7], [8, 9]]]),
+    "one response": ([[4, 5], [6]], [[[7, 8, 2]], [[9]]]),
+    "three responses, two of them alike": ([[4]], [[[6, 7, 2], [6, 7, 8, 2], [9, 2]]]),
+    "trees of different sizes": ([[4], [5, 6, 7]], [[[8], [9]], [[1, 1, 1, 2], [1, 1, 3, 3, 3, 2]]]),
+    "the response repeats the prompt": ([[4, 5]], [[[4, 5, 2], [4, 5, 4, 5, 2]]]),
+}
+
+
+def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
+    length = 0
+    while all(len(one) > length for one in sequences) and len({one[length] for one in sequences}) == 1:
+        length += 1
+    return length
+
+
+def parents_of(batch: PackedBatch) -> list[int | None]:
+    """Which token stands before each in its own sequence, by the shapes alone."""
+    parents: list[int | None] = []
+    for prefix, *branches in batch.shapes:
+        start = len(parents)
+        parents += [None, *range(start, start + prefix - 1)]
+        for branch in branches:
+            here = len(parents)
+            parents += [start + prefix - 1, *range(here, here + branch - 1)][:branch]
+    return parents
+
+
+def history(batch: PackedBatch, index: int) -> list[int]:
+    """The ids from a sequence's first token up to this one, found by walking up the tree."""
+    parents, found = parents_of(batch), []
+    at: int | None = index
+    while at is not None:
+        found.append(int(batch.token_ids[at]))
+        at = parents[at]
+    return found[::-1]
+
+
+def check(prompts: Prompts, responses: Responses) -> PackedBatch:
+    """The whole definition."""
+    batch = pack(prompts, responses)
+    trees = list(zip(prompts, responses, strict=True))
+    expected = [(prompt, group[number]) for number in range(len(responses[0])) for prompt, group in trees]
+    # every sequence can be read back, all first responses before all second ones
+    assert sequences_of(batch) == [prompt + response for prompt, response in expected]
+    assert batch.num_response_tokens.tolist() == [len(response) for _, response in expected]
+    # sizes: what is packed is what was announced, and no more than the shared beginning leaves over
+    assert len(batch.token_ids) == len(batch.position_ids) == batch.num_tokens == sum(map(sum, batch.shapes))
+    assert batch.longest_tree == max(map(sum, batch.shapes))
+    for shape, prompt, group in zip(batch.shapes, prompts, responses, strict=True):
+        inputs = [response[:-1] for response in group]
+        shared = common_beginning(inputs)
+        assert shape == (len(prompt) + shared, *(len(one) - shared for one in inputs))
+        assert sum(shape) == tree_tokens(prompt, group)
+    # each token at its place in its own sequence
+    for index, position in enumerate(batch.position_ids.tolist()):
+        assert position == len(history(batch, index)) - 1
+    # each response token is predicted once for each sequence, by the token that stands before it
+    for sequence, (prompt, response) in enumerate(expected):
+        terms = batch.terms[batch.owners == sequence]
+        made = [(history(batch, int(batch.predicted_by[term])), int(batch.targets[term])) for term in terms]
+        assert made == [(prompt + response[:place], token) for place, token in enumerate(response)]
+    # no prediction is made twice, none for nobody, and one is shared exactly when history and target are
+    used = Counter(batch.terms.tolist())
+    assert sorted(used) == list(range(len(batch.targets)))
+    made = list(zip(batch.predicted_by.tolist(), batch.targets.tolist(), strict=True))
+    assert len(set(made)) == len(made)
+    assert all(tensor.dtype == torch.int64 for tensor in (batch.token_ids, batch.predicted_by, batch.terms))
+    return batch
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_the_definition_holds_at_the_edges(edge: str) -> None:
+    check(*EDGES[edge])
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems())
+@example(([[1]], [[[1], [1]]]))
+def test_the_definition_holds_everywhere(problem: tuple[Prompts, Responses]) -> None:
+    check(*problem)
+
+
+def test_a_pair_by_hand() -> None:
+    batch = pack([[4, 5]], [[[6, 7, 8, 2], [6, 7, 9, 2]]])
+    # prefix 4 5 6 7, then 8 | 9; both last tokens are no inputs
+    assert batch.token_ids.tolist() == [4, 5, 6, 7, 8, 9]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 4]
+    assert batch.shapes == ((4, 1, 1),)
+    assert batch.predicted_by.tolist() == [1, 2, 3, 4, 3, 5]
+    assert batch.targets.tolist() == [6, 7, 8, 2, 9, 2]
+    assert batch.terms.tolist() == [0, 1, 2, 3, 0, 1, 4, 5]
+    assert batch.owners.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_two_pairs_by_hand_stand_behind_one_another() -> None:
+    batch = pack([[4, 5], [6]], [[[7, 2], [8]], [[9], [3, 2]]])
+    assert batch.token_ids.tolist() == [4, 5, 7, 6, 3]
+    assert batch.position_ids.tolist() == [0, 1, 2, 0, 1]
+    assert batch.shapes == ((2, 1, 0), (1, 0, 1))
+    assert batch.predicted_by.tolist() == [1, 2, 1, 3, 3, 4]
+    assert batch.targets.tolist() == [7, 2, 8, 9, 3, 2]
+    # sequences: first responses of both prompts, then second ones
+    assert batch.owners.tolist() == [0, 0, 2, 1, 3, 3]
+    assert batch.num_response_tokens.tolist() == [2, 1, 1, 2]
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_A5_the_first_response_token_is_predicted_by_the_prompts_last(edge: str) -> None:
+    prompts, responses = EDGES[edge]
+    batch = pack(prompts, responses)
+    starts = [sum(map(sum, batch.shapes[:tree])) for tree in range(len(prompts))]
+    for sequence in range(len(batch.num_response_tokens)):
+        tree, number = sequence % len(prompts), sequence // len(prompts)
+        first = batch.terms[batch.owners == sequence][0]
+        assert batch.predicted_by[first] == starts[tree] + len(prompts[tree]) - 1
+        assert batch.targets[first] == responses[tree][number][0]
+    # nothing before the prompt's last token predicts anything
+    positions = batch.position_ids[batch.predicted_by]
+    assert int(positions.min()) >= min(map(len, prompts)) - 1
+
+
+def test_A5_a_window_moved_by_one_fails_the_definition() -> None:
+    """The checks above are not satisfied by just any batch."""
+    right = pack([[4, 5, 6]], [[[7, 8, 2], [9, 2]]])
+    first_lost = replace(right, terms=right.terms[1:], owners=right.owners[1:])
+    early = replace(right, predicted_by=right.predicted_by - 1)
+    for batch in (first_lost, early):
+        terms = batch.terms[batch.owners == 0]
+        made = [(history(batch, int(batch.predicted_by[term])), int(batch.targets[term])) for term in terms]
+        assert made != [([4, 5, 6], 7), ([4, 5, 6, 7], 8), ([4, 5, 6, 7, 8], 2)]
+
+
+def test_A11_an_end_of_turn_inside_is_a_token_like_any_other() -> None:
+    plain = check([[4, 7, 5]], [[[7, 6, 7, 7], [7, 6, 8, 7]]])
+    ended = check(
+        [[4, END_OF_TURN, 5]], [[[END_OF_TURN, 6, END_OF_TURN, END_OF_TURN], [END_OF_TURN, 6, 8, END_OF_TURN]]]
+    )
+    assert ended.shapes == plain.shapes
+    assert torch.equal(ended.token_ids == END_OF_TURN, plain.token_ids == 7)
+    for name in ("position_ids", "predicted_by", "terms", "owners", "num_response_tokens"):
+        assert torch.equal(getattr(ended, name), getattr(plain, name))
+    padding = check([[0, 0]], [[[0, 0], [0, 3]]])  # the id that pads elsewhere
+    assert padding.token_ids.tolist() == [0, 0, 0]
+
+
+def test_A7_a_response_that_was_cut_gains_nothing() -> None:
+    whole, cut = pack([[4]], [[[6, 7, END_OF_TURN]]]), pack([[4]], [[[6, 7]]])
+    assert whole.targets.tolist() == [6, 7, END_OF_TURN]
+    assert cut.targets.tolist() == [6, 7]
+    assert cut.num_response_tokens.tolist() == [2]
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_tree_costs_no_more_than_its_sequences_alone_and_shares_all_it_can(edge: str) -> None:
+    prompts, responses = EDGES[edge]
+    for prompt, group in zip(prompts, responses, strict=True):
+        alone = sum(tree_tokens(prompt, [response]) for response in group)
+        assert all(tree_tokens(prompt, [one]) == len(prompt) + len(one) - 1 for one in group)
+        inputs = [prompt + response[:-1] for response in group]
+        assert alone - tree_tokens(prompt, group) == (len(group) - 1) * common_beginning(inputs)
+
+
+def test_what_sequences_begin_with_in_common() -> None:
+    assert shared_prefix([[1, 2, 3], [1, 2, 4, 5]]) == 2
+    assert shared_prefix([[1, 2], [1, 2, 3]]) == 2
+    assert shared_prefix([[1, 2, 3]]) == 3
+    assert shared_prefix([[], [1]]) == 0
+    assert shared_prefix([[1, 2, 3], [9, 2, 3]]) == 0  # equal further on does not count
+
+
+@pytest.mark.parametrize(
+    ("prompts", "responses", "said"),
+    [
+        ([[]], [[[5], [6]]], "at least one token"),
+        ([[4]], [[[5], []]], "at least one token"),
+        ([[4], [5]], [[[5], [6]], [[7]]], "same number of responses"),
+        ([], [], "same number of responses"),
+        ([[4], [5]], [[[6]]], "argument 2 is longer|argument 2 is shorter"),
+    ],
+)
+def test_what_is_no_tree_is_refused(prompts: Prompts, responses: Responses, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        pack(prompts, responses)
