@@ -4,7 +4,7 @@
     python experiments/tables.py write                                # every results.json -> the READMEs
 
 `write` replaces what stands between `<!-- results: NAME -->` and `<!-- end -->` in README.md and in
-experiments/NAME/README.md.
+experiments/NAME/README.md. An experiment may have further tables; the names of their markers begin with its own.
 """
 
 from __future__ import annotations
@@ -84,10 +84,21 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tables(name: str, results: dict[str, Any]) -> dict[str, str]:
+    """Every table of an experiment, by the name of its markers."""
+    if results.get("kind") == "throughput":
+        from experiments.throughput import report
+
+        return report.tables(results)
+    return {name: table(results)}
+
+
 def written(text: str, name: str, results: dict[str, Any]) -> str:
-    """`text` with the table between its markers made anew."""
-    pattern = rf"(<!-- results: {name} -->\n).*?(\n<!-- end -->)"
-    return re.sub(pattern, lambda found: found[1] + table(results) + found[2], text, flags=re.DOTALL)
+    """`text` with the tables between their markers made anew."""
+    for marker, made in tables(name, results).items():
+        pattern = rf"(<!-- results: {marker} -->\n).*?(\n?<!-- end -->)"
+        text = re.sub(pattern, lambda found, made=made: f"{found[1]}{made}\n<!-- end -->", text, flags=re.DOTALL)
+    return text
 
 
 def write() -> None:
@@ -110,4 +121,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     main(sys.argv[1:])

@@ -26,10 +26,15 @@ def tables() -> ModuleType:
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_the_tables_are_what_the_results_say(path: Path, tables: ModuleType) -> None:
     results = json.loads(path.read_text("utf-8"))
-    for readme in (ROOT / "README.md", path.parent / "README.md"):
-        text = readme.read_text("utf-8")
-        assert f"<!-- results: {path.parent.name} -->" in text
+    own = (path.parent / "README.md").read_text("utf-8")
+    for marker in tables.tables(path.parent.name, results):
+        assert f"<!-- results: {marker} -->" in own
+    for text in (own, (ROOT / "README.md").read_text("utf-8")):
         assert tables.written(text, path.parent.name, results) == text
+
+
+def test_the_demo_s_table_stands_in_the_project_s_readme() -> None:
+    assert "<!-- results: demo -->" in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_a_changed_number_would_be_seen(tables: ModuleType) -> None:
