@@ -41,7 +41,8 @@ class MaskedRows:
         rows: [trees, longest] token of each slot. Padding repeats a tree's last token: it stands behind every real
             one, so nothing real looks at it.
         slots: [tokens] slot of each token in the flattened rows.
-        mask: [trees, 1, longest, longest], True where a query (third) sees a key (fourth).
+        mask: [trees, 1, longest, longest], added to the scores: 0 where a query (third) sees a key (fourth), -inf
+            elsewhere. Made once for all layers; from booleans SDPA would make it anew in every one.
     """
 
     rows: Tensor
@@ -52,7 +53,13 @@ class MaskedRows:
         """Attention output [tokens, heads, width] for query, key and value of that shape, each with its own heads."""
         query, key, value = (part[self.rows].transpose(1, 2) for part in (query, key, value))
         out = F.scaled_dot_product_attention(
-            query, key, value, self.mask, dropout, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
+            query,
+            key,
+            value,
+            self.mask.to(query.dtype),
+            dropout,
+            scale=scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
         )
         return out.transpose(1, 2).flatten(0, 1)[self.slots]
 
@@ -69,7 +76,8 @@ def masked_rows(batch: PackedBatch) -> MaskedRows:
     before = slot.to(device)
     visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
     visible &= before[None, None, :] <= before[None, :, None]
-    return MaskedRows(rows.to(device), real.flatten().nonzero().squeeze(-1).to(device), visible[:, None])
+    mask = torch.zeros(visible.shape, device=device).masked_fill_(~visible, float("-inf"))
+    return MaskedRows(rows.to(device), real.flatten().nonzero().squeeze(-1).to(device), mask[:, None])
 
 
 @dataclass(frozen=True)
