@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lightning_dadpo.data.packing import pack
 from lightning_dadpo.types import PackedBatch, SequenceBatch
 
-__all__ = ["rows_of", "trees_of", "sequences_of"]
+__all__ = ["rows_of", "trees_of", "sequences_of", "history"]
 
 
 def rows_of(batch: SequenceBatch) -> list[tuple[list[int], list[int]]]:
@@ -49,3 +49,25 @@ def last_target(batch: PackedBatch, sequence: int) -> int:
     terms: Sequence[int] = batch.terms[batch.owners == sequence].tolist()
     last = max(terms, key=lambda term: int(batch.position_ids[batch.predicted_by[term]]))
     return int(batch.targets[last])
+
+
+def parents_of(batch: PackedBatch) -> list[int | None]:
+    """Which token stands before each in its own sequence, by the shapes alone."""
+    parents: list[int | None] = []
+    for prefix, *branches in batch.shapes:
+        start = len(parents)
+        parents += [None, *range(start, start + prefix - 1)]
+        for branch in branches:
+            here = len(parents)
+            parents += [start + prefix - 1, *range(here, here + branch - 1)][:branch]
+    return parents
+
+
+def history(batch: PackedBatch, index: int) -> list[int]:
+    """The ids from a sequence's first token up to this one, found by walking up the tree."""
+    parents, found = parents_of(batch), []
+    at: int | None = index
+    while at is not None:
+        found.append(int(batch.token_ids[at]))
+        at = parents[at]
+    return found[::-1]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lightning_dadpo.data.packing import pack, shared_prefix, tree_tokens
 from lightning_dadpo.types import PackedBatch
 from tests.tiny import END_OF_TURN
-from tests.trees import sequences_of
+from tests.trees import history, sequences_of
 
 Prompts = list[list[int]]
 Responses = list[list[list[int]]]
@@ -60,28 +60,6 @@ def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
     while all(len(one) > length for one in sequences) and len({one[length] for one in sequences}) == 1:
         length += 1
     return length
-
-
-def parents_of(batch: PackedBatch) -> list[int | None]:
-    """Which token stands before each in its own sequence, by the shapes alone."""
-    parents: list[int | None] = []
-    for prefix, *branches in batch.shapes:
-        start = len(parents)
-        parents += [None, *range(start, start + prefix - 1)]
-        for branch in branches:
-            here = len(parents)
-            parents += [start + prefix - 1, *range(here, here + branch - 1)][:branch]
-    return parents
-
-
-def history(batch: PackedBatch, index: int) -> list[int]:
-    """The ids from a sequence's first token up to this one, found by walking up the tree."""
-    parents, found = parents_of(batch), []
-    at: int | None = index
-    while at is not None:
-        found.append(int(batch.token_ids[at]))
-        at = parents[at]
-    return found[::-1]
 
 
 def check(prompts: Prompts, responses: Responses) -> PackedBatch:
