@@ -36,7 +36,8 @@ def write_experiment(folder: Path, **changes: Any) -> Path:
     recipes = Path(__file__).parents[2] / "configs"
     common = [str(recipes / "trainer" / "default.yaml")]
     preference = str(recipes / "recipes" / "preference.yaml")
-    trainer = {"trainer": {"accumulate_grad_batches": 2, "accelerator": "cpu"}}
+    # two micro-batches to a step and several to a split, so that both have bounds to get wrong
+    settings = {"trainer": {"accelerator": "cpu"}, "data": {"init_args": {"tokens_per_batch": 900}}}
     experiment = {
         "name": "tiny",
         "folder": str(folder / "run"),
@@ -45,10 +46,11 @@ def write_experiment(folder: Path, **changes: Any) -> Path:
         "prompts": write_prompts(folder),
         "sampling": {"temperature": 1.0, "max_new_tokens": 160, "seed": 1},
         "batch_size": 8,
+        "tokens_per_batch": 900,
         "keep_cut": True,
-        "dsft": {"configs": [*common, str(recipes / "recipes" / "dsft.yaml")], "settings": trainer},
+        "dsft": {"configs": [*common, str(recipes / "recipes" / "dsft.yaml")], "settings": settings},
         "objectives": {
-            name: {"configs": [*common, str(recipes / "loss" / f"{loss}.yaml"), preference], "settings": trainer}
+            name: {"configs": [*common, str(recipes / "loss" / f"{loss}.yaml"), preference], "settings": settings}
             for name, loss in (("ddpo", "dpo"), ("dadpo", "dadpo"))
         },
     }
