@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from experiments.throughput.setting import FULL, QUICK, Setting
+from experiments.throughput.setting import Setting, sizes_for
 
 __all__ = ["in_own_process", "resident", "peak", "ROOT"]
 
@@ -66,7 +66,7 @@ def main() -> None:
 
     if asked.side == "trl":
         rivals.import_trl()
-    setting = Setting.make(QUICK if asked.quick else FULL, asked.folder)
+    setting = Setting.make(sizes_for(bool(asked.quick)), asked.folder)
     pairs = setting.pairs(asked.set, setting.sizes.step[asked.set])
     base = resident()
     side: Any = (

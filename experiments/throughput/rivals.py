@@ -26,17 +26,18 @@ from experiments.throughput.workload import Pair, examples, pair_rows
 from lightning_dadpo.data.batching import collate_sequences
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.losses import dadpo_loss
-from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.types import PairLogProbs, SequenceBatch, SequenceLogProbs
 
 __all__ = ["Online", "Trl", "load_plain", "padded", "import_trl", "full_logits_log_probs"]
 
 
-def load_plain(setting: Setting, spec: ModelSpec) -> Any:
-    """A model as anyone loads it: float32 weights, transformers' SDPA, no packing."""
+def load_plain(setting: Setting, spec: ModelSpec, precision: Precision = "32-true") -> Any:
+    """A model as anyone loads it: float32 weights unless said otherwise, transformers' SDPA, no packing."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(spec.path, dtype=torch.float32, attn_implementation="sdpa")
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(spec.path, dtype=dtype, attn_implementation="sdpa")
     return model.to(setting.device)
 
 
@@ -136,7 +137,7 @@ class Trl:
         micro_batch: pairs of a forward pass.
         defaults: TRL's own defaults (reference in memory, gradient checkpointing); otherwise TRL at its best
             (reference scored before, no checkpointing).
-        model: a folder to use instead of the student.
+        frozen: a model and its number format, to be scored with instead of the student; nothing is precomputed.
     """
 
     def __init__(
@@ -145,15 +146,13 @@ class Trl:
         pairs: Sequence[Pair],
         micro_batch: int,
         defaults: bool,
-        model: ModelSpec | None = None,
-        precompute: bool = True,
+        frozen: tuple[ModelSpec, Precision] | None = None,
     ) -> None:
         from datasets import Dataset
 
         dpo_config, dpo_trainer = import_trl()
-        spec = model or setting.student
         self.setting, self.micro_batch = setting, micro_batch
-        precomputed = not defaults and precompute
+        precomputed = not defaults and frozen is None
 
         class TokenIds(dpo_trainer.DPOTrainer):  # type: ignore[misc, name-defined]
             """The data set holds token ids already; TRL 1.16 has no other way in than text."""
@@ -176,8 +175,8 @@ class Trl:
         )
         with _quiet():
             self.trainer = TokenIds(
-                model=load_plain(setting, spec),
-                ref_model=None if precomputed else load_plain(setting, spec),
+                model=load_plain(setting, setting.student),
+                ref_model=None if precomputed else load_plain(setting, *(frozen or (setting.student,))),
                 args=arguments,
                 train_dataset=Dataset.from_list(examples(pairs)),
                 processing_class=_tokenizer(),

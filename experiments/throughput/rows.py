@@ -156,7 +156,7 @@ def _score(setting: Setting, results: Results, name: str) -> dict[str, list[floa
     for anchor, spec in {"reference": setting.student, "teacher": setting.teacher}.items():
         precision = setting.precision if anchor == "reference" else inference_precision(setting.device)
         ours = Scoring(setting, spec, precision)
-        trl = Trl(setting, pairs, 2, defaults=False, model=spec, precompute=False)
+        trl = Trl(setting, pairs, 2, defaults=False, frozen=(spec, precision))
 
         def theirs(size: int, trl: Trl = trl) -> float:
             trl.micro_batch = size
@@ -229,7 +229,7 @@ def ladder(setting: Setting, results: Results, wanted: set[str]) -> None:
 def memory(setting: Setting, results: Results, wanted: set[str]) -> None:
     """Row H, each side in a process of its own."""
     by_set, more = {}, {}
-    quick = int(setting.sizes.blocks < 5)
+    quick = int(setting.quick)
     for name in (SHORT, LONG):
         best = [e["best"] for e in results["sweep"] if e["set"] == name and e["rival"] == RIVALS["C"]]
         size = [*best, 2][0]
@@ -273,7 +273,7 @@ def sampling(setting: Setting, results: Results, wanted: set[str]) -> None:
 
 def scaling(setting: Setting, results: Results, wanted: set[str]) -> None:
     """Time and memory at 1x, 4x and 16x."""
-    quick = int(setting.sizes.blocks < 5)
+    quick = int(setting.quick)
     results["scaling"] = [
         {
             "work": work,

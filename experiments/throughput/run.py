@@ -19,7 +19,7 @@ import torch
 
 from experiments.throughput.gate import GateError, check_accuracy
 from experiments.throughput.rows import PARTS, TARGETS, Results
-from experiments.throughput.setting import FULL, QUICK, Setting
+from experiments.throughput.setting import Setting, sizes_for
 from lightning_dadpo.data.artifacts import write_atomically
 from lightning_dadpo.errors import DadpoError
 from lightning_dadpo.models.numerics import describe
@@ -136,7 +136,7 @@ def _run(asked: argparse.Namespace, rows: set[str], out: Path, folder: Path) -> 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     print(describe())
-    setting = Setting.make(QUICK if asked.quick else FULL, folder, _chat_model(asked.chat_model))
+    setting = Setting.make(sizes_for(asked.quick), folder, _chat_model(asked.chat_model))
     device, hardware = _hardware(setting.device)
     identity = {"kind": "throughput", "command": COMMAND, "device": device, "hardware": hardware}
     identity |= {"versions": _versions()} | setting.described()

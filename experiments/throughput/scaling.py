@@ -19,7 +19,7 @@ from experiments.throughput.flops import SMALL, TINY
 from experiments.throughput.measure import seconds
 from experiments.throughput.memory import peak, resident
 from experiments.throughput.ours import Ours, Scoring
-from experiments.throughput.setting import FULL, QUICK, Setting, chunks
+from experiments.throughput.setting import Setting, chunks, sizes_for
 from experiments.throughput.workload import SHORT, Pair
 
 __all__ = ["FACTORS", "stretched"]
@@ -55,7 +55,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--quick", type=int)
     asked = parser.parse_args()
-    sizes = replace(QUICK, student=TINY) if asked.quick else replace(FULL, student=SMALL, teacher=TINY)
+    small = TINY if asked.quick else SMALL
+    sizes = replace(sizes_for(bool(asked.quick)), student=small, teacher=TINY)
     setting = Setting.make(sizes, asked.folder)
     points = list(_sizes(setting, asked.kind))
     base = resident()

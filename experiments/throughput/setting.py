@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from lightning_dadpo.models.spec import ModelSpec, Precision
 
 __all__ = [
     "Sizes",
-    "FULL",
-    "QUICK",
+    "sizes_for",
     "Setting",
     "save_random",
     "optimizer_of",
@@ -83,6 +82,16 @@ FULL = Sizes(
     sampled_blocks=5,
     scaling=(8, 16),
 )
+ON_GPU = replace(
+    FULL,
+    step={SHORT: 16, LONG: 16},
+    sweep={SHORT: 16, LONG: 16},
+    scored={SHORT: 64, LONG: 16},
+    blocks=15,
+    ladder={SHORT: 16, LONG: 16},
+    ladder_blocks=5,
+)
+"""Where a step takes a fraction of a second."""
 QUICK = Sizes(
     student=TINY,
     teacher=TINY,
@@ -100,6 +109,11 @@ QUICK = Sizes(
     sampled_blocks=1,
     scaling=(2, 4),
 )
+
+
+def sizes_for(quick: bool) -> Sizes:
+    """How much is run on this machine."""
+    return QUICK if quick else ON_GPU if default_device().type == "cuda" else FULL
 
 
 def save_random(shape: Shape, folder: Path, seed: int) -> Path:
@@ -172,6 +186,11 @@ class Setting:
     def teacher(self) -> ModelSpec:
         """The teacher."""
         return ModelSpec(str(self.folder / "teacher"))
+
+    @property
+    def quick(self) -> bool:
+        """Whether this only shows that everything runs."""
+        return self.sizes == QUICK
 
     @property
     def budget(self) -> int:
