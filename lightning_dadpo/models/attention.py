@@ -104,6 +104,8 @@ class VariableLengths:
         """As `MaskedRows.attend`."""
         if dropout:
             raise ConfigError("attention: varlen cannot drop out; set `attention: sdpa` for this model")
+        # under autocast, rotary embeddings leave query and key in float32; only this kernel's own callers see to that
+        query, key = query.to(value.dtype), key.to(value.dtype)
         out = varlen_attn(
             query,
             key[self.keys],
