@@ -183,8 +183,8 @@ class _PlannedData(L.LightningDataModule, ABC):
         self._chosen = trainer.accumulate_grad_batches = plan.micro_batches(self._budget, epochs, steps)
         if trainer.is_global_zero:
             print(
-                f"micro-batches of at most {self._budget} tokens ({self._chosen} to a step on each of "
-                f"{trainer.world_size} ranks); data.tokens_per_batch sets it"
+                f"an optimizer step takes {self._chosen} micro-batches of at most {self._budget} tokens on each device "
+                "(data.tokens_per_batch)"
             )
 
     def train_dataloader(self) -> PlannedLoader:

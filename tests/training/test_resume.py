@@ -52,7 +52,13 @@ def weights_of(module: PreferenceModule) -> Tensor:
 
 
 def run(
-    setup: Setup, root: Path, dies_before: int | None = None, resume: bool = False, every: int = 1, **settings: Any
+    setup: Setup,
+    root: Path,
+    dies_before: int | None = None,
+    resume: bool = False,
+    every: int = 1,
+    tokens: int | None = None,
+    **settings: Any,
 ) -> tuple[dict[int, float], Tensor | None]:
     """Two epochs of three steps (6, 6 and 4 pairs), a checkpoint every so many steps."""
     L.seed_everything(0, verbose=False)
@@ -60,10 +66,10 @@ def run(
     loop = trainer(root, [losses, LastCheckpoint(every_n_steps=every)], **({"max_epochs": 2} | settings))
     path = root / "checkpoints" / "last.ckpt" if resume else None
     if dies_before is None:
-        loop.fit(module, datamodule=setup.data(), ckpt_path=path)
+        loop.fit(module, datamodule=setup.data(tokens_per_batch=tokens), ckpt_path=path)
         return losses.losses, weights_of(module)
     with pytest.raises(KilledError):
-        loop.fit(module, datamodule=setup.data(), ckpt_path=path)
+        loop.fit(module, datamodule=setup.data(tokens_per_batch=tokens), ckpt_path=path)
     return losses.losses, None
 
 
@@ -88,6 +94,24 @@ def test_D4_resumed_after_any_step_the_losses_and_weights_are_bit_identical(
     assert sorted(after) == list(range(steps * accumulate, 6 * accumulate))
     assert {**before, **after} == whole
     assert torch.equal(resumed, weights)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_D4_micro_batches_by_a_budget_of_tokens_resume_bit_identical(plain: Setup, tmp_path: Path, steps: int) -> None:
+    whole, weights = run(plain, tmp_path / "whole", tokens=60)
+    micro_batches = len(whole) // 6
+    assert micro_batches > 1
+    before, _ = run(plain, tmp_path / "killed", dies_before=steps * micro_batches + 1, tokens=60)
+    after, resumed = run(plain, tmp_path / "killed", resume=True, tokens=60)
+    assert sorted(after) == list(range(steps * micro_batches, 6 * micro_batches))
+    assert {**before, **after} == whole
+    assert torch.equal(resumed, weights)
+
+
+def test_D4_a_budget_that_cuts_steps_otherwise_is_refused_on_resume(plain: Setup, tmp_path: Path) -> None:
+    run(plain, tmp_path / "run", dies_before=4, tokens=60)
+    with pytest.raises(ConfigError, match=r"micro_batches was \d and is 1 now"):
+        run(plain, tmp_path / "run", resume=True, tokens=1000)
 
 
 def test_D4_work_since_the_last_checkpoint_is_done_again_and_comes_out_the_same(plain: Setup, tmp_path: Path) -> None:
