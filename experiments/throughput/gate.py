@@ -58,7 +58,8 @@ def check_accuracy(setting: Setting) -> dict[str, float]:
         GateError: naming what is off, and by how much.
     """
     device, wide = setting.device, torch.float64
-    pairs = setting.pairs(SHORT, setting.sizes.step[SHORT])
+    number, with_gradient = setting.sizes.gate
+    pairs = setting.pairs(SHORT, number)
 
     def plain(part: Sequence[Pair], exact: bool) -> LogProbs:
         def run(model: Any) -> PairLogProbs:
@@ -81,7 +82,7 @@ def check_accuracy(setting: Setting) -> dict[str, float]:
     with torch.no_grad():
         true = _totals(plain(pairs, exact=True)(exact))
         errors = [(_totals(run(model)) - true).div(true) for run in (packed(pairs), plain(pairs, exact=False))]
-    few = pairs[: setting.sizes.gate]
+    few = pairs[:with_gradient]
     with torch.no_grad():
         policy = plain(few, exact=True)(exact)
     anchors = _anchors(policy)

@@ -7,17 +7,17 @@ from typing import Any
 __all__ = ["tables"]
 
 TITLES = {
-    "A": "daDPO with cached scores / daDPO online (teacher and reference live, padded rows, full logits)",
-    "B": "daDPO / TRL's plain DPO, its defaults (no teacher)",
-    "C": "daDPO / TRL's plain DPO at its best (reference precomputed, no checkpointing)",
-    "E1": "one epoch with the scoring bill / online",
-    "E3": "three epochs with the scoring bill / online",
+    "A": "speed against online daDPO (teacher and reference live, padded rows, full logits)",
+    "B": "speed against TRL's plain DPO, its defaults (it carries no teacher)",
+    "C": "speed against TRL's plain DPO at its best (reference precomputed, no checkpointing)",
+    "E1": "speed against online daDPO, scoring bill included, one epoch",
+    "E3": "the same, three epochs",
     "F": "floor FLOPs / (time x measured matmul rate)",
-    "H": "peak memory / TRL's at its best",
-    "I": "scoring pairs/s / TRL's precompute",
-    "J": "Lightning's loop / the bare loop",
+    "H": "peak memory, as a share of TRL's at its best",
+    "I": "speed of scoring against TRL's precompute",
+    "J": "time of Lightning's loop, by the bare loop's",
     "K": "share of non-padding tokens in training batches",
-    "L": "sampling tokens/s / plain `generate` in prompt order",
+    "L": "speed of sampling against plain `generate` in prompt order",
 }
 BELOW = ("H", "J")
 """Rows whose target is an upper bound."""
@@ -48,7 +48,7 @@ def met(row: dict[str, Any]) -> bool:
 def _main(results: dict[str, Any]) -> str:
     """One line a ratio: what the target holds for, then each set."""
     names = list(dict.fromkeys(letter(row["name"]) for row in results["rows"]))
-    lines = ["| | ratio | both sets | target | | each set |", "|---|---|---|---|---|---|"]
+    lines = ["| | what | ratio | target | | each set |", "|---|---|---|---|---|---|"]
     for name in sorted(names):
         rows = [row for row in results["rows"] if letter(row["name"]) == name]
         counted = next(row for row in rows if row["target"] is not None)

@@ -42,7 +42,7 @@ class Sizes:
         scored: pairs of a unit of scoring, by set.
         blocks: measured rounds.
         ladder: pairs of a step of the ablation ladder, by set; ladder_blocks: its rounds.
-        gate: pairs that are computed in float64.
+        gate: pairs whose log-probs, and pairs whose gradient, are computed in float64.
         loop: optimizer steps of a run of the Lightning loop, of `loop_pairs` pairs each.
         prompts: prompts of row L; new_tokens: cap on its responses; sampled_blocks: its rounds.
         scaling: pairs, and tokens a response, at 1x.
@@ -56,7 +56,7 @@ class Sizes:
     blocks: int
     ladder: dict[str, int]
     ladder_blocks: int
-    gate: int
+    gate: tuple[int, int]
     loop: int
     loop_pairs: int
     prompts: int
@@ -74,7 +74,7 @@ FULL = Sizes(
     blocks=5,
     ladder={SHORT: 8, LONG: 2},
     ladder_blocks=3,
-    gate=4,
+    gate=(24, 4),
     loop=2,
     loop_pairs=8,
     prompts=64,
@@ -101,7 +101,7 @@ QUICK = Sizes(
     blocks=2,
     ladder={SHORT: 2, LONG: 2},
     ladder_blocks=1,
-    gate=2,
+    gate=(64, 2),
     loop=2,
     loop_pairs=2,
     prompts=4,
