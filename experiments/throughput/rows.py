@@ -88,8 +88,8 @@ def _micro_batch(setting: Setting, results: Results, rival: Any, label: str, nam
     return best
 
 
-def _train(setting: Setting, results: Results, wanted: set[str], name: str) -> None:
-    """Whole optimizer steps of every wanted side over the same pairs, interleaved."""
+def train(name: str, setting: Setting, results: Results, wanted: set[str]) -> None:
+    """Whole optimizer steps of every wanted side over the same pairs of one set, interleaved."""
     pairs = setting.pairs(name, setting.sizes.step[name])
     ours = Ours(setting, pairs)
     sides: dict[str, Any] = {}
@@ -118,11 +118,8 @@ def _train(setting: Setting, results: Results, wanted: set[str], name: str) -> N
     ]
 
 
-def train(setting: Setting, results: Results, wanted: set[str]) -> None:
-    """Rows A, B and C, and the times that E and F are made from."""
-    for name in (SHORT, LONG):
-        _train(setting, results, wanted, name)
-        _free()
+def speed(setting: Setting, results: Results, wanted: set[str]) -> None:
+    """Rows A, B and C."""
     for row in ("A", "B", "C"):
         if row in wanted:
             by_set = {name: ratio_of(results["step_seconds"][name], row, "ours") for name in (SHORT, LONG)}
@@ -149,8 +146,8 @@ def hardware(setting: Setting, results: Results, wanted: set[str]) -> None:
     add(setting, results, "F", by_set, **more)
 
 
-def _score(setting: Setting, results: Results, name: str) -> dict[str, list[float]]:
-    """Seconds of scoring, ours and TRL's, of the reference's and the teacher's shape."""
+def score(name: str, setting: Setting, results: Results, wanted: set[str]) -> None:
+    """Seconds of scoring, ours and TRL's, of the reference's and the teacher's shape, on one set."""
     pairs = setting.pairs(name, setting.sizes.scored[name])
     times: dict[str, list[float]] = {}
     for anchor, spec in {"reference": setting.student, "teacher": setting.teacher}.items():
@@ -180,14 +177,13 @@ def _score(setting: Setting, results: Results, name: str) -> dict[str, list[floa
         del ours, trl
         _free()
     results["score_seconds"][name] = times | {"pairs": len(pairs)}
-    return times
 
 
 def scoring(setting: Setting, results: Results, wanted: set[str]) -> None:
     """Row I: both frozen models together; each alone stands beside it."""
     by_set, more = {}, {}
     for name in (SHORT, LONG):
-        times = _score(setting, results, name)
+        times = results["score_seconds"][name]
         both = {
             side: [sum(pair) for pair in zip(times[f"reference {side}"], times[f"teacher {side}"], strict=True)]
             for side in ("ours", "trl")
@@ -286,10 +282,14 @@ def scaling(setting: Setting, results: Results, wanted: set[str]) -> None:
 
 
 PARTS: dict[str, tuple[str, Callable[[Setting, Results, set[str]], None], str]] = {
-    "train": ("A B C E1 E3 F", train, "whole steps, ours against the rivals"),
+    "train short": ("A B C E1 E3 F", partial(train, SHORT), "whole steps, ours against the rivals, short prompts"),
+    "train long": ("A B C E1 E3 F", partial(train, LONG), "the same, 512-token prompts"),
+    "speed": ("A B C", speed, "their ratios"),
     "hardware": ("F", hardware, "matmul rate at the model's shapes"),
     "padding": ("K", padding, "padding of an epoch's batches"),
-    "scoring": ("I E1 E3", scoring, "scoring, ours against TRL's precompute"),
+    "score short": ("I E1 E3", partial(score, SHORT), "scoring, ours against TRL's precompute, short prompts"),
+    "score long": ("I E1 E3", partial(score, LONG), "the same, 512-token prompts"),
+    "scoring": ("I", scoring, "their ratios"),
     "epochs": ("E1 E3", epochs, "one and three epochs with the scoring bill"),
     "memory": ("H", memory, "peak memory, a process a side"),
     "loops": ("J", loops, "Lightning's loop against the bare one"),

@@ -114,8 +114,8 @@ def test_responses_can_be_stretched_and_counted() -> None:
 
 def test_rows_name_the_parts_they_need() -> None:
     assert wanted_rows("E") == {"E1", "E3"}
-    assert parts_for({"E1", "E3"}) == ["train", "scoring", "epochs"]
-    assert parts_for({"F"}) == ["train", "hardware"]
+    assert parts_for({"E1", "E3"}) == ["train short", "train long", "score short", "score long", "epochs"]
+    assert parts_for({"F"}) == ["train short", "train long", "hardware"]
     with pytest.raises(SystemExit, match="no such row"):
         wanted_rows("Z")
 
