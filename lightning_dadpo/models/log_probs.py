@@ -16,7 +16,8 @@ from lightning_dadpo.models.spec import Attention
 from lightning_dadpo.types import PackedBatch, SequenceBatch, SequenceLogProbs
 
 __all__ = [
-    "Kernels", "attention_kernel", "model_log_probs", "response_logits", "plain_log_probs", "check_trunk_and_head",
+    "Kernels", "attention_kernel", "describe_kernels", "model_log_probs", "response_logits", "plain_log_probs",
+    "check_trunk_and_head",
 ]  # fmt: skip
 
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -33,11 +34,6 @@ class Kernels:
 
     attention: Attention = "auto"
     chunk_tokens: int | None = None
-
-    def describe(self, model: Any, device: torch.device, dtype: torch.dtype) -> str:
-        """What "automatic" came to, for the log."""
-        chunk = self.chunk_tokens or default_chunk_tokens(model.get_output_embeddings().weight.shape[0], device)
-        return f"attention {attention_kernel(self.attention, device, dtype)}, head in chunks of {chunk} predictions"
 
 
 def attention_kernel(asked: Attention, device: torch.device, dtype: torch.dtype) -> Literal["sdpa", "varlen"]:
@@ -57,11 +53,22 @@ def attention_kernel(asked: Attention, device: torch.device, dtype: torch.dtype)
     return "varlen" if can and asked != "sdpa" else "sdpa"
 
 
-def _layout(model: Any, batch: PackedBatch) -> Layout:
-    device = batch.token_ids.device
+def _kernel(model: Any, device: torch.device) -> Literal["sdpa", "varlen"]:
+    """The attention kernel under the current autocast."""
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else next(model.parameters()).dtype
-    kernel = attention_kernel(model.kernels.attention, device, dtype)
+    return attention_kernel(model.kernels.attention, device, dtype)
+
+
+def describe_kernels(model: Any) -> str:
+    """What "automatic" comes to for this model, where it is and under the current autocast; for the log."""
+    device = next(model.parameters()).device
+    chunk = model.kernels.chunk_tokens or default_chunk_tokens(model.get_output_embeddings().weight.shape[0], device)
+    return f"attention {_kernel(model, device)}, head in chunks of {chunk} predictions"
+
+
+def _layout(model: Any, batch: PackedBatch) -> Layout:
+    kernel = _kernel(model, batch.token_ids.device)
     return variable_lengths(batch) if kernel == "varlen" else masked_rows(batch)
 
 

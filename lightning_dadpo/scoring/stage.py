@@ -17,8 +17,8 @@ from lightning_dadpo.data.plan import budgeted_batches
 from lightning_dadpo.data.row_store import RowStore, column
 from lightning_dadpo.data.rows import PairRow, RowWriter, ScoreRow, read_rows
 from lightning_dadpo.errors import AuditError, ConfigError, DataError
-from lightning_dadpo.models.loading import load_frozen, load_tokenizer, model_digest
-from lightning_dadpo.models.log_probs import attention_kernel, check_trunk_and_head
+from lightning_dadpo.models.loading import autocast, load_frozen, load_tokenizer, model_digest
+from lightning_dadpo.models.log_probs import attention_kernel, check_trunk_and_head, describe_kernels
 from lightning_dadpo.models.numerics import (
     default_device,
     default_tokens_per_batch,
@@ -80,6 +80,8 @@ def score(
     check_reads_the_same_text(load_tokenizer(model), model.path, rows)
     loaded = load_frozen(model, precision, device)
     check_trunk_and_head(loaded, model.path)
+    with autocast(precision, device):
+        print(f"{device.type}, {precision}, {describe_kernels(loaded)}, batches of at most {budget} tokens")
     scorer = AutocastScorer(LiveScorer(loaded), precision)
     sides = [side for side in ("chosen", "rejected") if manifest.made_from.get(f"{side}_model") == digest]
     with draft(out, "scores", made_from) as work:

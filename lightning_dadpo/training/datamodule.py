@@ -181,11 +181,14 @@ class _PlannedData(L.LightningDataModule, ABC):
         if epochs is None or epochs == -1:  # ended by steps; by nothing is refused where the schedule is made
             epochs = -(-(steps or 1) // plan.steps_per_epoch)
         self._chosen = trainer.accumulate_grad_batches = plan.micro_batches(self._budget, epochs, steps)
-        if trainer.is_global_zero:
-            print(
-                f"an optimizer step takes {self._chosen} micro-batches of at most {self._budget} tokens on each device "
-                "(data.tokens_per_batch)"
-            )
+
+    def describe_batches(self) -> str:
+        """What a step is cut into, for the log."""
+        trainer = self._trainer
+        most = f"at most {self._budget} tokens" if self._chosen is not None else "like cost"
+        return (
+            f"{trainer.accumulate_grad_batches} micro-batches a step of {most} on each of {trainer.world_size} devices"
+        )
 
     def train_dataloader(self) -> PlannedLoader:
         """One micro-batch a call; `accumulate_grad_batches` of them make a step."""

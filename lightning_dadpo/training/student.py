@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -12,14 +12,22 @@ from torch import Tensor, nn
 
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.loading import load_model
-from lightning_dadpo.models.log_probs import check_trunk_and_head
+from lightning_dadpo.models.log_probs import check_trunk_and_head, describe_kernels
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.metrics import ExampleMeans
 from lightning_dadpo.training.optimization import Schedule, parameter_groups, warmup_then_cosine
 
-__all__ = ["StudentModule", "logging_interval"]
+__all__ = ["StudentModule", "DescribesBatches", "logging_interval"]
 
 FROZEN = "frozen."
+
+
+@runtime_checkable
+class DescribesBatches(Protocol):
+    """Data that can say how it cuts a step."""
+
+    def describe_batches(self) -> str:
+        """One phrase for the log."""
 
 
 class StudentModule(L.LightningModule):
@@ -59,6 +67,19 @@ class StudentModule(L.LightningModule):
         self.student = load_model(self.student_spec)
         check_trunk_and_head(self.student, self.student_spec.path)
         self.student.train()
+
+    def on_fit_start(self) -> None:
+        """Say what was chosen for this machine, in one line, and what sets it."""
+        if not self.trainer.is_global_zero:
+            return
+        with self.trainer.precision_plugin.forward_context():
+            kernels = describe_kernels(self.student)
+        data = getattr(self.trainer, "datamodule", None)
+        batches = f", {data.describe_batches()}" if isinstance(data, DescribesBatches) else ""
+        print(
+            f"{self.device.type}, {self.trainer.precision}, {kernels}{batches} (set by trainer.precision, "
+            "student.attention, student.chunk_tokens, data.tokens_per_batch)"
+        )
 
     def train(self, mode: bool = True) -> StudentModule:
         """Training mode for the student; a frozen model never leaves eval mode (trap B6)."""

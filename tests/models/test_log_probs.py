@@ -25,6 +25,7 @@ from lightning_dadpo.models.log_probs import (
     Kernels,
     attention_kernel,
     check_trunk_and_head,
+    describe_kernels,
     model_log_probs,
     plain_log_probs,
     response_logits,
@@ -367,8 +368,10 @@ def test_the_models_own_kernels_are_used_and_said(tiny_folder: Path) -> None:
     model = load_model(ModelSpec(str(tiny_folder), attention="varlen", chunk_tokens=3))
     with pytest.raises(ConfigError, match="attention varlen"):
         packed_log_probs(model, batch_of(ROWS))
-    assert Kernels("auto", 3).describe(model, CPU, torch.float32) == "attention sdpa, head in chunks of 3 predictions"
-    assert "chunks of 48582 predictions" in Kernels().describe(model, CPU, torch.float32)  # 48 MiB of 4 x 259 bytes
+    model.kernels = Kernels("auto", 3)
+    assert describe_kernels(model) == "attention sdpa, head in chunks of 3 predictions"
+    model.kernels = Kernels()
+    assert "chunks of 48582 predictions" in describe_kernels(model)  # 48 MiB of 4 x 259 bytes
     for chunk_tokens in (1, 3, 1000):
         model.kernels = Kernels("sdpa", chunk_tokens)
         with torch.no_grad():
