@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from lightning_dadpo.data.rows import FinishReason
+from lightning_dadpo.data.rows import FinishReason, content_digest
 from lightning_dadpo.errors import ConfigError
 
-__all__ = ["SamplerSettings", "Sampled", "Sampler"]
+__all__ = ["SamplerSettings", "Sampled", "Sampler", "prompt_seed"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,8 @@ class Sampler(Protocol):
 
     def sample(self, prompt_ids: list[list[int]], keys: list[str]) -> list[Sampled]:
         """One response a prompt; `keys` seed them one by one, so that company does not change them."""
+
+
+def prompt_seed(seed: int, key: str) -> int:
+    """The seed of one prompt's random numbers, 63 bits: other prompts and their order do not enter."""
+    return int(content_digest(seed, key), 16) >> 1

@@ -1,21 +1,24 @@
 """Sampling from a transformers model, its key-value cache kept and every draw made here.
 
 Not `generate`: that runs every row of a batch to the cap of the longest, fills what it is not told from the model's
-own generation defaults (trap A9), and hands out scores that it has already bent. Here finished rows leave, the
-draw is seeded prompt by prompt, and the raw temperature-1 log-prob of what was drawn is read from the very logits
-that it was drawn from (METHOD: "always of the raw model").
+own generation defaults (trap A9), and hands out scores that it has already bent. Here finished rows leave and waiting
+prompts take their places, what all prompts begin with is computed once, the draw is seeded prompt by prompt, and the
+raw temperature-1 log-prob of what was drawn is read from the very logits that it was drawn from (METHOD: "always of
+the raw model").
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, TopPLogitsWarper
+from transformers import TopPLogitsWarper
 
-from lightning_dadpo.data.rows import content_digest
-from lightning_dadpo.sampling.base import Sampled, SamplerSettings
+from lightning_dadpo.sampling.base import Sampled, SamplerSettings, prompt_seed
+from lightning_dadpo.sampling.running import Running
+from lightning_dadpo.sampling.waiting import Waiting
 
 __all__ = ["TransformersSampler", "draw"]
 
@@ -41,46 +44,6 @@ def draw(logits: Tensor, uniforms: Tensor, settings: SamplerSettings) -> Tensor:
     return torch.searchsorted(cumulated, points[:, None], right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
-class _Rows:
-    """The rows of a batch that still run, and the cache that belongs to them."""
-
-    def __init__(self, model: Any, prompt_ids: list[list[int]], uniforms: Tensor) -> None:
-        device, width = uniforms.device, max(map(len, prompt_ids))
-        # padded on the left, so that the next token of every row stands in the same column; positions are counted
-        # from each row's own first token (trap B4)
-        padding = [width - len(row) for row in prompt_ids]
-        filled = [[0] * left + row for left, row in zip(padding, prompt_ids, strict=True)]
-        self.ids = torch.tensor(filled, device=device)
-        self.mask = torch.tensor([[0] * left + [1] * (width - left) for left in padding], device=device)
-        self.index = torch.arange(len(prompt_ids), device=device)
-        self.uniforms = uniforms
-        self.cache = DynamicCache(config=model.config)
-
-    def next_logits(self, model: Any) -> Tensor:
-        """Raw logits [rows, vocabulary] behind the latest tokens; float32."""
-        positions = (self.mask.cumsum(dim=-1) - 1).clamp_min(0)[:, -self.ids.shape[1] :]
-        output = model(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = output.logits[:, -1].float()
-        return logits
-
-    def append(self, drawn: Tensor) -> None:
-        self.ids = drawn[:, None]
-        self.mask = torch.cat([self.mask, torch.ones_like(self.ids)], dim=1)
-
-    def keep(self, rows: Tensor) -> None:
-        self.ids, self.mask, self.index, self.uniforms = (
-            part[rows] for part in (self.ids, self.mask, self.index, self.uniforms)
-        )
-        self.cache.batch_select_indices(rows)
-
-
 class TransformersSampler:
     """A `Sampler` over a loaded causal language model.
 
@@ -88,39 +51,59 @@ class TransformersSampler:
         model: in eval mode, on its device.
         end_of_turn_ids: ids that end a response.
         settings: how to draw.
+        batch_size: responses drawn at a time. Further prompts begin when a quarter of the places is free.
     """
 
-    def __init__(self, model: Any, end_of_turn_ids: tuple[int, ...], settings: SamplerSettings) -> None:
+    def __init__(
+        self, model: Any, end_of_turn_ids: tuple[int, ...], settings: SamplerSettings, batch_size: int = 32
+    ) -> None:
         self.model, self.end_of_turn_ids, self.settings = model, end_of_turn_ids, settings
+        self.batch_size = batch_size
         self.device = next(model.parameters()).device
 
     @torch.inference_mode()
     def sample(self, prompt_ids: list[list[int]], keys: list[str]) -> list[Sampled]:
         """One response a prompt, in the order given."""
         uniforms = torch.stack([self._uniforms(key) for key in keys]).to(self.device)
-        rows = _Rows(self.model, prompt_ids, uniforms)
-        ends = torch.tensor(self.end_of_turn_ids, device=self.device)
-        tokens: list[list[int]] = [[] for _ in prompt_ids]
-        nats = [0.0] * len(prompt_ids)
-        for step in range(self.settings.max_new_tokens):
-            logits = rows.next_logits(self.model)
-            drawn = draw(logits, rows.uniforms[:, step], self.settings)
-            raw = logits.gather(-1, drawn[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
-            for row, token, log_prob in zip(rows.index.tolist(), drawn.tolist(), raw.tolist(), strict=True):
-                tokens[row].append(token)
-                nats[row] += log_prob
-            running = (~torch.isin(drawn, ends)).nonzero().squeeze(-1)
-            if not len(running):
-                break
-            rows.append(drawn)
-            if len(running) < len(drawn):
-                rows.keep(running)
-        return [self._sampled(row, total) for row, total in zip(tokens, nats, strict=True)]
+        waiting, responses = Waiting(self.model, prompt_ids), [_Response() for _ in prompt_ids]
+        running = waiting.begin(self.batch_size)
+        while len(running):
+            drawn = self._draw(running, responses, uniforms)
+            unfinished = [row for row, prompt in enumerate(running.prompts) if not self._ended(responses[prompt])]
+            running.keep(unfinished)
+            if unfinished:
+                running.advance(self.model, drawn[unfinished])
+            if self.batch_size - len(running) >= min(len(waiting), max(1, self.batch_size // 4)):
+                while len(waiting) and len(running) < self.batch_size:
+                    running.join(waiting.begin(self.batch_size - len(running)))
+        return [self._sampled(response) for response in responses]
 
-    def _sampled(self, token_ids: list[int], log_prob: float) -> Sampled:
-        ended = token_ids[-1] in self.end_of_turn_ids
-        return Sampled(token_ids, "stop" if ended else "length", log_prob)
+    def _draw(self, running: Running, responses: list[_Response], uniforms: Tensor) -> Tensor:
+        """Draw a token for every row, [rows], and add it to the row's response."""
+        rows = [responses[prompt] for prompt in running.prompts]
+        points = uniforms[running.prompts, [len(response.token_ids) for response in rows]]
+        drawn = draw(running.logits, points, self.settings)
+        raw = running.logits.gather(-1, drawn[:, None]).squeeze(-1) - running.logits.logsumexp(dim=-1)
+        for response, token, nats in zip(rows, drawn.tolist(), raw.tolist(), strict=True):
+            response.token_ids.append(token)
+            response.log_prob += nats
+        return drawn
+
+    def _ended(self, response: _Response) -> bool:
+        return response.token_ids[-1] in self.end_of_turn_ids or len(response.token_ids) == self.settings.max_new_tokens
+
+    def _sampled(self, response: _Response) -> Sampled:
+        ended = response.token_ids[-1] in self.end_of_turn_ids
+        return Sampled(response.token_ids, "stop" if ended else "length", response.log_prob)
 
     def _uniforms(self, key: str) -> Tensor:
-        generator = torch.Generator().manual_seed(int(content_digest(self.settings.seed, key), 16) >> 1)
+        generator = torch.Generator().manual_seed(prompt_seed(self.settings.seed, key))
         return torch.rand(self.settings.max_new_tokens, generator=generator, dtype=torch.float64)
+
+
+@dataclass
+class _Response:
+    """What a prompt has been answered so far: tokens, and the sum of their raw log-probs in nats."""
+
+    token_ids: list[int] = field(default_factory=list)
+    log_prob: float = 0.0

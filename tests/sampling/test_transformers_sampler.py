@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from lightning_dadpo.data.batching import collate_sequences
+from lightning_dadpo.data.packing import pack
 from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.spec import ModelSpec
@@ -94,7 +94,7 @@ def test_B4_the_log_prob_is_the_raw_models_of_an_independent_unpadded_forward(
 
 def test_the_log_prob_is_what_scoring_gives_the_same_ids(model: Any) -> None:
     rows = draw(model)
-    batch = collate_sequences(PROMPTS, [row.token_ids for row in rows])
+    batch = pack(PROMPTS, [[row.token_ids] for row in rows])
     with torch.no_grad():
         again = model_log_probs(model, batch)
     assert again.total.tolist() == pytest.approx([row.log_prob for row in rows], rel=1e-4)

@@ -1,0 +1,137 @@
+"""The prompts that wait for a place, and how they are read: what many of them begin with is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lightning_dadpo.data.packing import shared_prefix
+from lightning_dadpo.sampling.running import Running
+
+__all__ = ["Family", "families", "Waiting"]
+
+
+@dataclass
+class Family:
+    """Prompts that begin alike.
+
+    Attributes:
+        prompts: their numbers, the shortest prompt first.
+        shared: tokens that all begin with in common, the last token of a prompt never counted: the first answer
+            token is predicted there.
+    """
+
+    prompts: list[int]
+    shared: int
+
+
+def families(prompt_ids: Sequence[list[int]]) -> list[Family]:
+    """Every prompt in one family, such that much is computed once: one prompt of another kind spoils nothing.
+
+    The family that saves the most tokens is taken first, then the same again among the rest.
+    """
+    order = sorted(range(len(prompt_ids)), key=lambda prompt: prompt_ids[prompt])
+    found = []
+    while order:
+        # in sorted order, what a run of prompts shares is the least that two neighbours in it share
+        alike = [shared_prefix([prompt_ids[one][:-1], prompt_ids[other][:-1]]) for one, other in pairwise(order)]
+        start, stop = max(
+            (_run(alike, at) for at in range(len(alike))), key=lambda run: _saved(alike, *run), default=(0, 0)
+        )
+        members = order[start : stop + 1]
+        shared = min(alike[start:stop], default=0)
+        found.append(Family(sorted(members, key=lambda prompt: (len(prompt_ids[prompt]), prompt)), shared))
+        del order[start : stop + 1]
+    return found
+
+
+def _run(alike: list[int], at: int) -> tuple[int, int]:
+    """The longest run of neighbours around `at` that share at least what those at `at` do."""
+    start, stop = at, at + 1
+    while start and alike[start - 1] >= alike[at]:
+        start -= 1
+    while stop < len(alike) and alike[stop] >= alike[at]:
+        stop += 1
+    return start, stop
+
+
+def _saved(alike: list[int], start: int, stop: int) -> tuple[int, int]:
+    return min(alike[start:stop]) * (stop - start), stop - start
+
+
+class Waiting:
+    """The prompts that were not begun yet.
+
+    Args:
+        model: in eval mode, on its device.
+        prompt_ids: every prompt; none is empty.
+    """
+
+    def __init__(self, model: Any, prompt_ids: list[list[int]]) -> None:
+        self.model, self.prompt_ids = model, prompt_ids
+        self.device = next(model.parameters()).device
+        self.families = families(prompt_ids)
+        self.beginning: DynamicCache | None = None
+
+    def __len__(self) -> int:
+        return sum(len(family.prompts) for family in self.families)
+
+    def begin(self, places: int) -> Running:
+        """Read up to so many prompts of one family, and have the logits of their first answer tokens."""
+        family = self.families[0]
+        if self.beginning is None:
+            self.beginning = self._beginning(family)
+        taken, family.prompts = family.prompts[:places], family.prompts[places:]
+        running = self._read(taken, family.shared, self.beginning)
+        if not family.prompts:
+            del self.families[0]
+            self.beginning = None
+        return running
+
+    def _beginning(self, family: Family) -> DynamicCache:
+        """Keys and values of what the family shares, as one row."""
+        cache = DynamicCache()
+        if family.shared:
+            ids = torch.tensor([self.prompt_ids[family.prompts[0]][: family.shared]], device=self.device)
+            self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache
+
+    def _read(self, prompts: list[int], shared: int, beginning: DynamicCache) -> Running:
+        """What stands behind the beginning, padded behind; then every row is moved to end in the last column."""
+        rest = [self.prompt_ids[prompt][shared:] for prompt in prompts]
+        longest = max(map(len, rest))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rest], device=self.device)
+        tokens = torch.tensor([len(row) for row in rest], device=self.device)
+        columns = torch.arange(shared + longest, device=self.device)
+        lengths = tokens + shared
+        cache = _copies(beginning, len(rest))
+        last, place = torch.unique(tokens - 1, return_inverse=True)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=columns < lengths[:, None],
+            position_ids=columns[shared:].expand(len(rest), -1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last,
+        )
+        logits = output.logits[torch.arange(len(rest), device=self.device), place].float()
+        _move(cache, (columns - (len(columns) - lengths)[:, None]).clamp_min(0))
+        return Running(prompts, lengths, logits, cache)
+
+
+def _copies(cache: DynamicCache, rows: int) -> DynamicCache:
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    return DynamicCache([tuple(part.expand(rows, -1, -1, -1) for part in layer) for layer in layers])
+
+
+def _move(cache: DynamicCache, source: Tensor) -> None:
+    """Reorder every row's columns; `source` [rows, columns] says which column comes where."""
+    for layer in cache.layers:
+        layer.keys = layer.keys.take_along_dim(source[:, None, :, None], dim=2)
+        layer.values = layer.values.take_along_dim(source[:, None, :, None], dim=2)
