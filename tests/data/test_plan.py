@@ -113,8 +113,19 @@ def test_the_last_step_counts_only_as_far_as_the_run_goes() -> None:
     for steps in range(1, 5):
         assert ours.micro_batches(10, 1, steps) == max(needed[:steps])
     assert ours.micro_batches(10, 1, 99) == max(needed)
-    assert ours.micro_batches(10, 3) >= max(needed)
     assert ours.micro_batches(10, 0) == 1
+
+
+def test_the_dearest_step_of_any_epoch_counts() -> None:
+    costs = [1] * 14 + [9] * 2
+    ours = plan(costs, 4)
+    needed = [
+        max(fewest_parts([costs[row] for row in step.tolist()], 10) for step in ours.steps(epoch))
+        for epoch in range(12)
+    ]
+    assert max(needed) > needed[0]
+    for epochs in range(1, 13):
+        assert ours.micro_batches(10, epochs) == max(needed[:epochs])
 
 
 def test_the_order_of_an_epoch_goes_through_its_steps() -> None:
