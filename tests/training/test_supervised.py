@@ -123,3 +123,14 @@ def test_a_checkpoint_says_what_it_is(folder: Path) -> None:
     assert said["stage"] == "sft"
     assert said["objective"] == {"name": "dSFT"}
     assert said["student"]["path"] == str(folder / "student")
+
+
+def test_one_line_says_what_was_chosen_and_what_sets_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(tmp_path, max_steps=1).fit(module(folder), datamodule=data(folder, tokens_per_batch=30))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "attention sdpa" in line]
+    assert line.startswith("cpu, 32-true, attention sdpa, head in chunks of 48582 predictions, ")
+    assert "micro-batches a step of at most 30 tokens on each of 1 devices" in line
+    for key in ("trainer.precision", "student.attention", "student.chunk_tokens", "data.tokens_per_batch"):
+        assert key in line
