@@ -68,15 +68,15 @@ class Sizes:
 FULL = Sizes(
     student=STUDENT,
     teacher=TEACHER,
-    step={SHORT: 16, LONG: 4},
-    sweep={SHORT: 8, LONG: 4},
-    scored={SHORT: 16, LONG: 4},
+    step={SHORT: 8, LONG: 2},
+    sweep={SHORT: 4, LONG: 2},
+    scored={SHORT: 8, LONG: 2},
     blocks=5,
-    ladder={SHORT: 8, LONG: 2},
+    ladder={SHORT: 4, LONG: 1},
     ladder_blocks=3,
     gate=(24, 4),
     loop=2,
-    loop_pairs=8,
+    loop_pairs=4,
     prompts=64,
     new_tokens=64,
     sampled_blocks=5,
@@ -90,6 +90,8 @@ ON_GPU = replace(
     blocks=15,
     ladder={SHORT: 16, LONG: 16},
     ladder_blocks=5,
+    loop=10,
+    loop_pairs=16,
 )
 """Where a step takes a fraction of a second."""
 QUICK = Sizes(
