@@ -39,6 +39,21 @@ def _bounds(row: dict[str, Any]) -> str:
     return f" [{_number(row['low'], percent)}, {_number(row['high'], percent)}]"
 
 
+BESIDE = {
+    "whole_process": "whole process {:.2f}",
+    "same_pairs_at_a_time": "TRL with as many pairs at a time as we have {:.2f}",
+    "reference": "reference's shape alone {:.2f}",
+    "teacher": "teacher's shape alone {:.2f}",
+    "attention_slots": "of attention's slots {:.0%}",
+}
+"""What else is said of a set's ratio, where it was measured."""
+
+
+def _beside(row: dict[str, Any]) -> str:
+    said = [form.format(row[key]) for key, form in BESIDE.items() if key in row]
+    return f" ({', '.join(said)})" if said else ""
+
+
 def met(row: dict[str, Any]) -> bool:
     """Whether a ratio reaches its target."""
     below = letter(row["name"]) in BELOW
@@ -54,7 +69,9 @@ def _main(results: dict[str, Any]) -> str:
         counted = next(row for row in rows if row["target"] is not None)
         percent = name in ("F", "K")
         each = "; ".join(
-            f"{row['set']} {_number(row['ratio'], percent)}{_bounds(row)}" for row in rows if row is not counted
+            f"{row['set']} {_number(row['ratio'], percent)}{_bounds(row)}{_beside(row)}"
+            for row in rows
+            if row is not counted
         )
         sign = "at most" if name in BELOW else "at least"
         verdict = "met" if met(counted) else "missed"

@@ -222,6 +222,11 @@ def ladder(setting: Setting, results: Results, wanted: set[str]) -> None:
         _free()
 
 
+def _beyond_base(measured: dict[str, int]) -> int:
+    """Bytes that a process took beyond what it held after its imports."""
+    return measured["peak"] - measured["base"]
+
+
 def memory(setting: Setting, results: Results, wanted: set[str]) -> None:
     """Row H, each side in a process of its own."""
     by_set, more = {}, {}
@@ -232,9 +237,14 @@ def memory(setting: Setting, results: Results, wanted: set[str]) -> None:
         common = {"set": name, "folder": setting.folder, "quick": quick}
         ours = in_own_process("memory", side="ours", size=0, **common)
         trl = in_own_process("memory", side="trl", size=size, **common)
-        alone = (ours["peak"] - ours["base"]) / (trl["peak"] - trl["base"])
+        alone = _beyond_base(ours) / _beyond_base(trl)
         by_set[name] = Ratio(alone, alone, alone)
+        rows = pair_rows(setting.pairs(name, setting.sizes.step[name]))
+        at_a_time = max(len(batch) for batch in step_batches(rows, setting.budget))
+        like = trl if at_a_time == size else in_own_process("memory", side="trl", size=at_a_time, **common)
         more[name] = {
+            "same_pairs_at_a_time": _beyond_base(ours) / _beyond_base(like),
+            "pairs_at_a_time": at_a_time,
             "whole_process": ours["peak"] / trl["peak"], "ours_bytes": ours, "trl_bytes": trl, "trl_micro_batch": size,
         }  # fmt: skip
     add(setting, results, "H", by_set, **more)
