@@ -135,6 +135,8 @@ def audit_sampler(
     """
     tolerance = tolerance if exact else replace(tolerance, per_root_token=BFLOAT16_NATS_A_ROOT_TOKEN)
     compared = 0
+    if not sides:
+        return compared
     for pair, scores in zip(pairs, _both_sides(scores_of(stored, pairs)), strict=True):
         seen_of = {
             "chosen": (0, pair.chosen_log_prob, pair.chosen_token_ids),
