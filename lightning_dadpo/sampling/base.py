@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from lightning_dadpo.data.rows import FinishReason, content_digest
 from lightning_dadpo.errors import ConfigError
 
-__all__ = ["SamplerSettings", "Sampled", "Sampler", "prompt_seed"]
+__all__ = ["SamplerSettings", "Sampled", "Sampler", "nothing", "prompt_seed"]
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,20 @@ class Sampled:
     log_prob: float
 
 
+def nothing(count: int) -> None:
+    """Nobody counts the responses."""
+
+
 class Sampler(Protocol):
     """Draws one response for each prompt."""
 
-    def sample(self, prompt_ids: list[list[int]], keys: list[str]) -> list[Sampled]:
-        """One response a prompt; `keys` seed them one by one, so that company does not change them."""
+    def sample(
+        self, prompt_ids: list[list[int]], keys: list[str], advance: Callable[[int], None] = nothing
+    ) -> list[Sampled]:
+        """One response a prompt, in the order given; `advance` is told when so many more are there.
+
+        `keys` seed them one by one, so that company does not change them beyond the rounding of its products.
+        """
 
 
 def prompt_seed(seed: int, key: str) -> int:

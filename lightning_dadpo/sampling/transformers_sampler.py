@@ -9,6 +9,7 @@ the raw model").
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
-from lightning_dadpo.sampling.base import Sampled, SamplerSettings, prompt_seed
+from lightning_dadpo.sampling.base import Sampled, SamplerSettings, nothing, prompt_seed
 from lightning_dadpo.sampling.running import Running
 from lightning_dadpo.sampling.waiting import Waiting
 
@@ -62,14 +63,17 @@ class TransformersSampler:
         self.device = next(model.parameters()).device
 
     @torch.inference_mode()
-    def sample(self, prompt_ids: list[list[int]], keys: list[str]) -> list[Sampled]:
-        """One response a prompt, in the order given."""
+    def sample(
+        self, prompt_ids: list[list[int]], keys: list[str], advance: Callable[[int], None] = nothing
+    ) -> list[Sampled]:
+        """One response a prompt, in the order given; `advance` is told how many more have ended."""
         uniforms = torch.stack([self._uniforms(key) for key in keys]).to(self.device)
         waiting, responses = Waiting(self.model, prompt_ids), [_Response() for _ in prompt_ids]
         running = waiting.begin(self.batch_size)
         while len(running):
             drawn = self._draw(running, responses, uniforms)
             unfinished = [row for row, prompt in enumerate(running.prompts) if not self._ended(responses[prompt])]
+            advance(len(running) - len(unfinished))
             running.keep(unfinished)
             if unfinished:
                 running.advance(self.model, drawn[unfinished])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from lightning_dadpo.data.rows import ResponseRow, read_rows
 from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
 from lightning_dadpo.models.loading import load_tokenizer
 from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.sampling import stage
 from lightning_dadpo.sampling.base import SamplerSettings
 from lightning_dadpo.sampling.stage import sample
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
@@ -65,25 +69,59 @@ def test_one_row_a_prompt_with_the_ids_that_the_model_read(
 def test_a_run_killed_in_the_middle_goes_on_with_the_same_rows(
     tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(stage, "BATCHES_IN_WINDOW", 1)
     whole = run(tiny_folder, prompts, tmp_path / "whole")
     real, calls = TransformersSampler.sample, []
 
-    def dies_in_the_second_batch(self: Any, ids: list[list[int]], keys: list[str]) -> Any:
+    def dies_in_the_second_window(self: Any, ids: list[list[int]], keys: list[str], advance: Any) -> Any:
         calls.append(keys)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, ids, keys)
+        return real(self, ids, keys, advance)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TransformersSampler, "sample", dies_in_the_second_batch)
+        patch.setattr(TransformersSampler, "sample", dies_in_the_second_window)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_folder, prompts, tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
     rows = tmp_path / "killed.partial" / "rows.jsonl"
     lines = rows.read_bytes().splitlines(keepends=True)
     assert len(lines) == 3
-    rows.write_bytes(b"".join(lines[:2]) + lines[2][:17])  # the kill also tore a line, inside a batch
+    rows.write_bytes(b"".join(lines[:2]) + lines[2][:17])  # the kill also tore a line, inside a window
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(
+        TransformersSampler,
+        "sample",
+        lambda self, ids, keys, *rest: (drawn.append(keys), real(self, ids, keys, *rest))[1],
+    )
     assert run(tiny_folder, prompts, tmp_path / "killed") == whole
+    assert drawn[0] == calls[0]
+    assert [len(keys) for keys in drawn] == [3, 3, 1]
+
+
+def test_progress_counts_every_response_once_also_after_a_kill_inside_a_window(
+    tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    @contextmanager
+    def counting(what: str, total: int, done: int = 0) -> Iterator[Any]:
+        counted[:] = [total, done]
+        yield SimpleNamespace(advance=counted.append)
+
+    monkeypatch.setattr(stage, "progress", counting)
+    monkeypatch.setattr(stage, "BATCHES_IN_WINDOW", 1)
+    run(tiny_folder, prompts, tmp_path / "out")
+    assert counted[:2] == [7, 0]
+    assert sum(counted[2:]) == 7
+    (tmp_path / "out").rename(tmp_path / "out.partial")
+    manifest = json.loads((tmp_path / "out.partial" / "manifest.json").read_text("utf-8"))
+    (tmp_path / "out.partial" / "begun.json").write_text(json.dumps(manifest["made_from"]), "utf-8")
+    rows = tmp_path / "out.partial" / "rows.jsonl"
+    rows.write_bytes(b"".join(rows.read_bytes().splitlines(keepends=True)[:4]))
+    run(tiny_folder, prompts, tmp_path / "out")
+    assert counted[:2] == [7, 3]
+    assert sum(counted[2:]) == 4
 
 
 def test_a_finished_stage_does_nothing_and_other_settings_are_refused(
