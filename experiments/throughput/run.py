@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from experiments.throughput.gate import GateError, check_accuracy
+from experiments.throughput.rivals import import_trl
 from experiments.throughput.rows import PARTS, TARGETS, Results
 from experiments.throughput.setting import Setting, sizes_for
 from lightning_dadpo.data.artifacts import write_atomically
@@ -119,7 +119,6 @@ def main(arguments: list[str]) -> int:
     """Run what was asked for; the exit status."""
     asked = _arguments(arguments)
     out = asked.out or (ROOT / "runs" / "throughput-quick.json" if asked.quick else HERE / "results.json")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = wanted_rows(asked.rows)
     with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
         try:
@@ -131,17 +130,26 @@ def main(arguments: list[str]) -> int:
     return 1
 
 
-def _run(asked: argparse.Namespace, rows: set[str], out: Path, folder: Path) -> int:
-    import transformers
+def _check_early(setting: Setting, rows: set[str]) -> None:
+    """What a run would otherwise miss half an hour later.
 
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    Raises:
+        ConfigError: TRL, or the chat model of row L, is not there.
+    """
+    if rows & {"B", "C", "E1", "E3", "H", "I"}:
+        import_trl()
+    if "L" in rows and setting.chat_model is not None:
+        setting.chat_model.location()
+
+
+def _run(asked: argparse.Namespace, rows: set[str], out: Path, folder: Path) -> int:
     print(describe())
     setting = Setting.make(sizes_for(asked.quick), folder, _chat_model(asked.chat_model))
     device, hardware = _hardware(setting.device)
     identity = {"kind": "throughput", "command": COMMAND, "device": device, "hardware": hardware}
     identity |= {"versions": _versions()} | setting.described()
     results = _begun(out, identity)
+    _check_early(setting, rows)
     start = time.monotonic()
     print("gate: accuracy against float64", flush=True)
     results["gate"] = check_accuracy(setting)

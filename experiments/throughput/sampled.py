@@ -83,12 +83,17 @@ def compare_samplers(setting: Setting, model: ModelSpec) -> tuple[Ratio, dict[st
     settings = SamplerSettings(temperature=TEMPERATURE, max_new_tokens=sizes.new_tokens)
     plain = _Plain(loaded, ends, sizes.new_tokens)
 
-    def ours(seed: int) -> int:
-        sampler = TransformersSampler(loaded, ends, replace(settings, seed=seed))
-        return sum(len(drawn.token_ids) for drawn in sampler.sample(prompts, keys))
+    ordered = sorted(zip(prompts, keys, strict=True), key=lambda task: (len(task[0]), task[1]))  # as the stage does
+
+    def ours(seed: int, tasks: int = sizes.prompts) -> int:
+        sampler = TransformersSampler(loaded, ends, replace(settings, seed=seed), BATCH)
+        ids, names = zip(*ordered[:tasks], strict=True)
+        return sum(len(drawn.token_ids) for drawn in sampler.sample(list(ids), list(names)))
 
     rates: dict[str, list[float]] = {"ours": [], "plain": []}
     with autocast(precision, setting.device):
+        ours(0, tasks=4)  # warm-up
+        plain.run(prompts[:4])
         for block in range(sizes.sampled_blocks):
             torch.manual_seed(block)
             for name, run in {"ours": partial(ours, block), "plain": partial(plain.run, prompts)}.items():

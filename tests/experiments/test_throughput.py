@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from experiments.throughput import report
+from experiments.throughput import report, run
 from experiments.throughput.flops import STUDENT, TEACHER, Cost, Shape, floor_flops, padded_tokens
+from experiments.throughput.gate import GateError
 from experiments.throughput.ladder import predictions
 from experiments.throughput.measure import Ratio, best_of, composed, geometric_mean, interleaved, ratio_of
 from experiments.throughput.run import parts_for, wanted_rows
@@ -146,6 +147,26 @@ def test_every_row_of_the_definition_has_a_title() -> None:
 
     assert set(report.TITLES) == set(TARGETS)
     assert set(TARGETS) <= {row for needed_by, *_ in PARTS.values() for row in needed_by.split()}
+
+
+def test_a_failed_gate_writes_nothing_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(setting: object) -> None:
+        raise GateError("log-probs: off")
+
+    monkeypatch.setattr(run, "check_accuracy", fails)
+    out = tmp_path / "results.json"
+    assert run.main(["--quick", "--rows", "K", "--out", str(out)]) == 1
+    assert not out.exists()
+    assert "gate failed, nothing was written: log-probs: off" in capsys.readouterr().err
+
+
+def test_a_missing_chat_model_is_said_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results.json"
+    arguments = ["--quick", "--rows", "L", "--chat-model", str(tmp_path / "none"), "--out", str(out)]
+    assert run.main(arguments) == 1
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_a_tiny_run_from_end_to_end(tmp_path: Path) -> None:
