@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -329,3 +330,11 @@ def test_the_default_chunk_follows_vocabulary_and_device() -> None:
     assert default_chunk_tokens(49152, torch.device("cuda")) == 2730  # 512 MiB
     assert default_chunk_tokens(10**9, torch.device("cpu")) == 16
     assert default_chunk_tokens(49152, torch.device("meta")) == 256
+
+
+def test_shapes_that_contradict_one_another_are_refused_where_types_are_checked() -> None:
+    problem = Problem(torch.float32, bias=True)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        linear_log_probs(problem.hidden, problem.weight, problem.bias, problem.targets[:-1])
+    with pytest.raises(jaxtyping.TypeCheckError):
+        linear_log_probs(problem.hidden, problem.weight, problem.hidden[0], problem.targets)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_dadpo.data.batching import collate_sequences
@@ -111,6 +113,23 @@ def test_trees_equal_separate_rows_in_values_and_gradients(dtype: torch.dtype, b
         assert torch.allclose(found[name], gradient, rtol=by_gradient, atol=by_gradient * scale), name
 
 
+def test_never_more_predictions_have_logits_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, held, plain = Problem(torch.float32, bias=True), [], F.linear
+
+    def watched(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        held.append(len(states))
+        return plain(states, weight, bias)
+
+    monkeypatch.setattr(F, "linear", watched)
+    predictions = len(problem.batch.targets)
+    problem.packed(chunk=4).total.sum().backward()  # type: ignore[no-untyped-call]
+    assert max(held) == 4
+    assert sum(held) == 2 * predictions  # forward, and once more for the backward pass
+    held.clear()
+    problem.packed()
+    assert held == [predictions]
+
+
 def test_a_shared_prediction_counts_for_both_sequences() -> None:
     problem = Problem(torch.float64, bias=False)
     batch, right = problem.batch, problem.packed()
@@ -160,3 +179,9 @@ def test_a_batch_with_one_field_out_of_place_is_noticed(defect: str) -> None:
     problem = Problem(torch.float64, bias=False)
     moved = replace(problem.batch, **{defect: getattr(problem.batch, defect).roll(1)})
     assert problem.packed(moved).total.tolist() != pytest.approx(oracle(problem), rel=1e-2)
+
+
+def test_shapes_that_contradict_one_another_are_refused_where_types_are_checked() -> None:
+    problem = Problem(torch.float32, bias=True)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        packed_log_probs(torch.zeros(problem.batch.num_tokens, WIDTH + 1), problem.head.weight, None, problem.batch)

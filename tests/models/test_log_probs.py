@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import (
     Gemma2Config,
@@ -364,7 +365,7 @@ def test_varlen_where_it_does_not_run_is_refused(device: torch.device, dtype: to
         attention_kernel("varlen", device, dtype)
 
 
-def test_the_models_own_kernels_are_used_and_said(tiny_folder: Path) -> None:
+def test_the_models_own_kernels_are_used_and_said(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(ModelSpec(str(tiny_folder), attention="varlen", chunk_tokens=3))
     with pytest.raises(ConfigError, match="attention varlen"):
         packed_log_probs(model, batch_of(ROWS))
@@ -372,7 +373,17 @@ def test_the_models_own_kernels_are_used_and_said(tiny_folder: Path) -> None:
     assert describe_kernels(model) == "attention sdpa, head in chunks of 3 predictions"
     model.kernels = Kernels()
     assert "chunks of 48582 predictions" in describe_kernels(model)  # 48 MiB of 4 x 259 bytes
-    for chunk_tokens in (1, 3, 1000):
+    held: list[int] = []
+    expected, head, plain = oracle_rows(model, batch_of(ROWS)), model.get_output_embeddings().weight, F.linear
+
+    def watched(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        held.extend([len(states)] if weight.data_ptr() == head.data_ptr() else [])
+        return plain(states, weight, bias)
+
+    monkeypatch.setattr(F, "linear", watched)
+    for chunk_tokens, largest in ((1, 1), (3, 3), (1000, sum(response for _, response in ROWS))):
         model.kernels = Kernels("sdpa", chunk_tokens)
+        held.clear()
         with torch.no_grad():
-            assert agrees(packed_log_probs(model, batch_of(ROWS)), oracle_rows(model, batch_of(ROWS)))
+            assert agrees(packed_log_probs(model, batch_of(ROWS)), expected)
+        assert max(held) == largest
