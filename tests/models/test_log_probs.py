@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.models import log_probs
 from lightning_dadpo.models.attention import TOKEN_TREES
 from lightning_dadpo.models.loading import load_model
 from lightning_dadpo.models.log_probs import (
@@ -387,3 +388,40 @@ def test_the_models_own_kernels_are_used_and_said(tiny_folder: Path, monkeypatch
         with torch.no_grad():
             assert agrees(packed_log_probs(model, batch_of(ROWS)), expected)
         assert max(held) == largest
+
+
+def test_the_kernel_is_chosen_by_what_attention_is_computed_in(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autocast's format where there is one: varlen takes float32 weights in bf16-mixed."""
+    asked: list[torch.dtype] = []
+
+    def watched(kernel: str, device: torch.device, dtype: torch.dtype) -> str:
+        asked.append(dtype)
+        return "sdpa"
+
+    monkeypatch.setattr(log_probs, "attention_kernel", watched)
+    wide, narrow = (load_model(ModelSpec(str(tiny_folder)), precision) for precision in ("32-true", "bf16-true"))
+    with torch.no_grad():
+        packed_log_probs(wide, batch_of(ROWS))
+        packed_log_probs(narrow, batch_of(ROWS))
+        with torch.autocast("cpu", torch.bfloat16):
+            packed_log_probs(wide, batch_of(ROWS))
+    assert asked == [torch.float32, torch.bfloat16, torch.bfloat16]
+
+
+def test_no_mask_over_all_packed_tokens_is_built(tiny_folder: Path) -> None:
+    """It would grow with the square of a micro-batch, for nobody."""
+    model = load_model(ModelSpec(str(tiny_folder)))
+    sizes: list[int] = []
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        mask = keywords["attention_mask"]
+        sizes.append(0 if mask is None else mask.numel())
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(watch, with_kwargs=True)
+    with torch.no_grad():
+        packed_log_probs(model, batch_of(ROWS))
+    assert len(sizes) == 4
+    assert max(sizes) <= 1
