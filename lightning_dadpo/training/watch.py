@@ -42,8 +42,8 @@ class WatchDistances(L.Callback):
     improve while the student breaks; these show it, so `ModelCheckpoint` and `EarlyStopping` may monitor them.
 
     When: before the first step (`at_start`), after every validation, and after the last step when no validation fell
-    there. So N is set by the trainer: `val_check_interval: N x accumulate_grad_batches` with
-    `check_val_every_n_epoch: null` measures every N optimizer steps, alongside the validation loss. What is measured
+    there. So how often is set by the trainer's `val_check_interval`: a share of an epoch, or a whole number of
+    micro-batches (of which a step takes `accumulate_grad_batches`), alongside the validation loss. What is measured
     before the first and after the last step is logged, but comes too late for a monitor.
 
     On the axis of the curves stands the index of the last step, from 0, as for all that Lightning logs. The texts go
