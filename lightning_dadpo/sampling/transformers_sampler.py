@@ -17,11 +17,15 @@ import torch
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
+from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.sampling.base import Sampled, SamplerSettings, nothing, prompt_seed
 from lightning_dadpo.sampling.running import Running
 from lightning_dadpo.sampling.waiting import Waiting
 
 __all__ = ["TransformersSampler", "draw"]
+
+KINDS_OF_LAYERS = {"full_attention", "sliding_attention"}
+"""Those that see the same wherever in the cache a row stands."""
 
 
 def draw(logits: Tensor, uniforms: Tensor, settings: SamplerSettings) -> Tensor:
@@ -53,11 +57,20 @@ class TransformersSampler:
         end_of_turn_ids: ids that end a response.
         settings: how to draw.
         batch_size: responses drawn at a time. Further prompts begin when a quarter of the places is free.
+
+    Raises:
+        ConfigError: the model has layers whose memory is not keys and values of single tokens.
     """
 
     def __init__(
         self, model: Any, end_of_turn_ids: tuple[int, ...], settings: SamplerSettings, batch_size: int = 32
     ) -> None:
+        kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+        if unknown := sorted(set(kinds) - KINDS_OF_LAYERS):
+            raise ConfigError(
+                f"sampling from {unknown[0]} layers is not supported here; expected full_attention or "
+                "sliding_attention, or take backend: vllm"
+            )
         self.model, self.end_of_turn_ids, self.settings = model, end_of_turn_ids, settings
         self.batch_size = batch_size
         self.device = next(model.parameters()).device

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from lightning_dadpo.data.packing import pack
+from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.spec import ModelSpec
@@ -185,3 +186,10 @@ def test_finished_rows_leave_the_batch(model: Any, monkeypatch: pytest.MonkeyPat
     running = [sum(len(one.token_ids) > step for one in sampled) for step in range(len(rows_of_each_pass))]
     assert rows_of_each_pass == running
     assert rows_of_each_pass[-1] < rows_of_each_pass[0] == len(PROMPTS)
+
+
+def test_layers_that_do_not_keep_single_tokens_are_refused_by_name(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ["full_attention", "linear_attention", "sliding_attention", "full_attention"]
+    monkeypatch.setattr(model.config, "layer_types", kinds, raising=False)
+    with pytest.raises(ConfigError, match="sampling from linear_attention layers is not supported here; expected full"):
+        TransformersSampler(model, (END_OF_TURN,), SamplerSettings())
