@@ -43,7 +43,7 @@ class Sizes:
         blocks: measured rounds.
         ladder: pairs of a step of the ablation ladder, by set; ladder_blocks: its rounds.
         gate: pairs whose log-probs, and pairs whose gradient, are computed in float64.
-        loop: optimizer steps of a run of the Lightning loop, of `loop_pairs` pairs each.
+        loop: optimizer steps of an epoch of the Lightning loop, of `loop_pairs` pairs each.
         prompts: prompts of row L; new_tokens: cap on its responses; sampled_blocks: its rounds.
         scaling: pairs, and tokens a response, at 1x.
     """
