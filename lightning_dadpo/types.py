@@ -104,7 +104,7 @@ class SequenceBatch(_Movable):
         return self.lengths - self.prompt_lengths
 
 
-@dataclass(frozen=True)
+@dataclass
 class PackedBatch(_Movable):
     """Token trees laid end to end: every token that has to be computed, once, and nothing else.
 
@@ -145,7 +145,7 @@ class PackedBatch(_Movable):
         return max(map(sum, self.shapes))
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairBatch(_Movable):
     """One micro-batch of preference pairs.
 
@@ -167,7 +167,7 @@ class PairBatch(_Movable):
         return len(self.pair_ids)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ResponseBatch(_Movable):
     """One micro-batch for supervised fine-tuning.
 

@@ -26,6 +26,8 @@ __all__ = ["FACTORS", "stretched"]
 
 FACTORS = (1, 4, 16)
 PAIRS_IN_STEP = 8
+STEPS = 4
+"""Steps of the first point of the curve over pairs: with fewer no micro-batch would be full there."""
 
 
 def stretched(pairs: Sequence[Pair], tokens: int) -> list[Pair]:
@@ -42,7 +44,7 @@ def _sizes(setting: Setting, kind: str) -> Iterable[list[Pair]]:
     everything = setting.sets[SHORT]
     for factor in FACTORS:
         if kind == "pairs":
-            yield [everything[index % len(everything)] for index in range(number * factor)]
+            yield [everything[index % len(everything)] for index in range(STEPS * number * factor)]
         else:
             yield stretched(everything[:number], tokens * factor)
 

@@ -45,7 +45,7 @@ class Sizes:
         gate: pairs whose log-probs, and pairs whose gradient, are computed in float64.
         loop: optimizer steps of an epoch of the Lightning loop, of `loop_pairs` pairs each.
         prompts: prompts of row L; new_tokens: cap on its responses; sampled_blocks: its rounds.
-        scaling: pairs, and tokens a response, at 1x.
+        scaling: pairs of a step, and tokens a response, at 1x.
     """
 
     student: Shape

@@ -64,6 +64,7 @@ class Experiment:
         rejected_from: rejected responses come from the student before (`initial`) or after dSFT (`dsft`).
         sampling: settings of every sampling; the seed is the teacher's, students take the next one.
         batch_size: responses drawn at a time.
+        backend: what draws them; vllm is an extra, for GPUs, and wants a batch_size of hundreds.
         tokens_per_batch: tokens of a forward pass of the scoring, by default what suits the machine. Trainings have
             their own, `data.init_args.tokens_per_batch`.
         keep_cut: keep chosen responses that the length cap cut, in dSFT and in pairs; they are dropped otherwise.
@@ -82,6 +83,7 @@ class Experiment:
     rejected_from: Literal["initial", "dsft"] = "dsft"
     sampling: SamplerSettings = field(default_factory=SamplerSettings)
     batch_size: int = 32
+    backend: Literal["transformers", "vllm"] = "transformers"
     tokens_per_batch: int | None = None
     keep_cut: bool = False
     launch: list[str] = field(default_factory=list)

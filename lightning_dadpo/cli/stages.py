@@ -63,6 +63,7 @@ class _Planner:
             "prompts": prompts,
             "settings": asdict(self.experiment.sampling) | {"seed": seed},
             "batch_size": self.experiment.batch_size,
+            "backend": self.experiment.backend,
         }
         return self.add(f"sample-{name}", "sample", settings, outside=[contents, _identity(spec, self.root)])
 

@@ -17,7 +17,8 @@ from lightning_dadpo.cli.command_parser import check_files, one_line
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.losses import DPO, AnchoredPreference, DaDPO
 from lightning_dadpo.models.numerics import describe, training_precision
-from lightning_dadpo.training.callbacks import BestCheckpoint, LastCheckpoint, RecordPairs, StepProgress, Throughput
+from lightning_dadpo.training.callbacks import RecordPairs, StepProgress, Throughput
+from lightning_dadpo.training.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_dadpo.training.checks import CheckScores
 from lightning_dadpo.training.datamodule import PreferenceData, SupervisedData
 from lightning_dadpo.training.loggers import ExperimentLogger

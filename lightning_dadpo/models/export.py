@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_dadpo.data.artifacts import MANIFEST, Manifest, draft, file_digest, finished, read_manifest, versions
 from lightning_dadpo.errors import DataError
+from lightning_dadpo.models.consolidate import checkpoint_files, read_checkpoint
 from lightning_dadpo.models.folder import write_model_folder
 from lightning_dadpo.models.loading import (
     count_parameters,
@@ -41,7 +42,8 @@ def export_checkpoint(
     """Write the student of a Lightning checkpoint as a plain model folder with a model card.
 
     Args:
-        checkpoint: one consolidated file; its entry `dadpo` says which model the student started from.
+        checkpoint: a file, or the folder that DeepSpeed writes; its entry `dadpo` says which model the student
+            started from.
         out: folder to make; complete or absent.
         dtype: number format of the written weights.
         teacher: name of the teacher, for the card.
@@ -52,12 +54,12 @@ def export_checkpoint(
         DataError: the file is no such checkpoint, or its weights are not the student's.
         ConfigError, ArtifactError: the start model or an artefact is not there.
     """
-    loaded = _read_checkpoint(checkpoint)
+    loaded = read_checkpoint(checkpoint)
     start = _start_model(checkpoint, loaded["dadpo"])
     counts = {folder: read_manifest(folder).counts for folder in made_with}
     measured = None if summary is None else _summary(summary)
     made_from = {
-        "checkpoint": file_digest(Path(checkpoint)),
+        "checkpoint": [file_digest(file) for file in checkpoint_files(checkpoint)],
         "start": model_digest(start),
         "dtype": dtype,
         "teacher": teacher,
@@ -110,27 +112,6 @@ def _write(
         write_model_card(work.path, card)
         work.results = {"parameters": count_parameters(model), "card": asdict(replace(card, measured=None))}
     return Path(out)
-
-
-def _read_checkpoint(checkpoint: str) -> dict[str, Any]:
-    path = Path(checkpoint)
-    if path.is_dir():
-        raise DataError(
-            f"{path}: a folder of a sharded checkpoint; expected one file "
-            "(save_distributed_checkpoint: false, or the strategy's own tool that consolidates it)"
-        )
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises half a dozen types for a file that is none of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: not a checkpoint that can be read safely (weights_only): {reason}") from error
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
-        raise DataError(f"{path}: not a Lightning checkpoint: no `state_dict` in it")
-    if not isinstance(loaded.get("dadpo"), dict):
-        raise DataError(f"{path}: not a checkpoint of this project: no entry `dadpo` that names the start model")
-    return loaded
 
 
 def _start_model(checkpoint: str, said: Mapping[str, Any]) -> ModelSpec:

@@ -18,7 +18,7 @@ from torch import nn
 from lightning_dadpo.data.artifacts import file_digest
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.models.attention import TOKEN_TREES
-from lightning_dadpo.models.log_probs import Kernels
+from lightning_dadpo.models.log_probs import Kernels, prepare
 from lightning_dadpo.models.spec import ModelSpec, Precision
 
 __all__ = [
@@ -99,7 +99,7 @@ def load_model(spec: ModelSpec, precision: Precision = "32-true") -> Model:
             **arguments,
         )
     _refuse_gaps(spec, model, report)
-    model.kernels = Kernels(spec.attention, spec.chunk_tokens)
+    prepare(model, Kernels(spec.attention, spec.chunk_tokens))
     return model
 
 

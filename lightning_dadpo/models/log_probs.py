@@ -12,12 +12,13 @@ from lightning_dadpo.data.packing import pack
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.logprobs import default_chunk_tokens, packed_log_probs, sequence_log_probs
 from lightning_dadpo.models.attention import Layout, masked_rows, variable_lengths
+from lightning_dadpo.models.head import AskedHead, Question, install_head
 from lightning_dadpo.models.spec import Attention
 from lightning_dadpo.types import PackedBatch, SequenceBatch, SequenceLogProbs
 
 __all__ = [
-    "Kernels", "attention_kernel", "describe_kernels", "model_log_probs", "response_logits", "plain_log_probs",
-    "check_trunk_and_head",
+    "Kernels", "prepare", "attention_kernel", "describe_kernels", "model_log_probs", "response_logits",
+    "plain_log_probs", "check_trunk_and_head",
 ]  # fmt: skip
 
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -34,6 +35,12 @@ class Kernels:
 
     attention: Attention = "auto"
     chunk_tokens: int | None = None
+
+
+def prepare(model: Any, kernels: Kernels) -> None:
+    """Make a loaded transformers model, its attention `TOKEN_TREES`, ready for everything here."""
+    model.kernels = kernels
+    install_head(model)
 
 
 def attention_kernel(asked: Attention, device: torch.device, dtype: torch.dtype) -> Literal["sdpa", "varlen"]:
@@ -63,7 +70,7 @@ def _kernel(model: Any, device: torch.device) -> Literal["sdpa", "varlen"]:
 def describe_kernels(model: Any) -> str:
     """What "automatic" comes to for this model, where it is and under the current autocast; for the log."""
     device = next(model.parameters()).device
-    chunk = model.kernels.chunk_tokens or default_chunk_tokens(model.get_output_embeddings().weight.shape[0], device)
+    chunk = model.kernels.chunk_tokens or default_chunk_tokens(model.get_output_embeddings().out_features, device)
     return f"attention {_kernel(model, device)}, head in chunks of {chunk} predictions"
 
 
@@ -72,29 +79,47 @@ def _layout(model: Any, batch: PackedBatch) -> Layout:
     return variable_lengths(batch) if kernel == "varlen" else masked_rows(batch)
 
 
-def _hidden(model: Any, batch: PackedBatch) -> Tensor:
-    """The trunk's last hidden states [tokens, width]; no key-value cache is kept."""
-    states: Tensor = model.base_model(
-        input_ids=batch.token_ids[None],
-        # transformers passes a mask of four dimensions through untouched, so it builds none over all packed tokens
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.token_ids.device),
-        position_ids=batch.position_ids[None],
-        use_cache=False,
-        token_trees=_layout(model, batch),
-    ).last_hidden_state
-    return states[0]
+def _answer(model: Any, batch: PackedBatch, question: Question) -> Tensor:
+    """What the head answers behind the trunk's states of every token; no key-value cache is kept."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, AskedHead):  # an adapter on the head would be left out of the product, and of training
+        raise ConfigError(f"the model's head is a {type(head).__name__}, expected a plain linear layer")
+    with head.asked(question):
+        answer: Tensor = model(
+            input_ids=batch.token_ids[None],
+            # transformers passes a mask of four dimensions through untouched, so it builds none over all packed tokens
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.token_ids.device),
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            token_trees=_layout(model, batch),
+        ).logits
+    return answer
 
 
 def model_log_probs(model: Any, batch: PackedBatch) -> SequenceLogProbs:
-    """Log pi(y|x) of each sequence in nats, under the model's current mode and autocast."""
-    head = model.get_output_embeddings()
-    return packed_log_probs(_hidden(model, batch), head.weight, head.bias, batch, model.kernels.chunk_tokens)
+    """Log pi(y|x) of each sequence in nats, under the model's current mode and autocast.
+
+    Raises:
+        ConfigError: the model's head is more than a matrix.
+    """
+
+    def totals(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return packed_log_probs(states[0], weight, bias, batch, model.kernels.chunk_tokens).total
+
+    return SequenceLogProbs(_answer(model, batch, totals), batch.num_response_tokens)
 
 
 def response_logits(model: Any, batch: PackedBatch) -> Tensor:
-    """Logits [predictions, vocabulary] behind the states that predict response tokens, in the order of the targets."""
-    logits: Tensor = model.get_output_embeddings()(_hidden(model, batch)[batch.predicted_by])
-    return logits
+    """Logits [predictions, vocabulary] behind the states that predict response tokens, in the order of the targets.
+
+    Raises:
+        ConfigError: the model's head is more than a matrix.
+    """
+
+    def logits(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(states[0, batch.predicted_by], weight, bias)
+
+    return _answer(model, batch, logits)
 
 
 def plain_log_probs(model: Any, batch: SequenceBatch) -> SequenceLogProbs:
@@ -117,17 +142,23 @@ def check_trunk_and_head(model: Any, name: str) -> None:
     if changing:
         raise ConfigError(f"model {name!r} changes its logits after the head ({changing[0]}): not supported yet")
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear:  # an adapter on the head would be left out of the product, and out of training
+    if not isinstance(head, AskedHead):
         raise ConfigError(f"model {name!r}: its head is a {type(head).__name__}, expected a plain linear layer")
     first, second = [4, 5, 6, 7, 8, 9, 10, 11], [4, 5, 6, 12, 13, 14, 15]  # one prefix of three tokens
     weight = next(model.parameters())
+    given: list[Tensor] = []
+
+    def logits(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        given.append(nn.functional.linear(states[0, batch.predicted_by], weight, bias))
+        return given[-1]
+
+    batch = pack([first[:1]], [[first[1:], second[1:]]]).to(weight.device)
+    answered = _answer(model, batch, logits)
+    if not torch.allclose(answered, given[0], rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise ConfigError(f"model {name!r} changes its logits after the head: not supported yet")
     rows = [torch.tensor([ids], device=weight.device) for ids in (first, second)]
     whole = torch.cat([model(input_ids=row, use_cache=False).logits[0, :-1] for row in rows])
-    states = [model.base_model(input_ids=row, use_cache=False).last_hidden_state[0, :-1] for row in rows]
-    if not torch.allclose(whole, head(torch.cat(states)), rtol=1e-2, atol=1e-2, equal_nan=True):
-        raise ConfigError(f"model {name!r} changes its logits after the head: not supported yet")
-    batch = pack([first[:1]], [[first[1:], second[1:]]]).to(weight.device)
-    packed = response_logits(model, batch)[batch.terms]
+    packed = answered[batch.terms]
     error = float((packed - whole).float().norm() / whole.float().norm())
     if error > (ROUNDING_16_BIT if weight.dtype.itemsize == 2 else ROUNDING_FLOAT32):  # NaN is named elsewhere
         raise ConfigError(

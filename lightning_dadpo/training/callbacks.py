@@ -1,4 +1,4 @@
-"""Progress, speed, checkpoints and per-pair rows: what every run writes beside its weights."""
+"""Progress, speed and per-pair rows: what every run writes beside its weights."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_dadpo.data.artifacts import write_atomically
 from lightning_dadpo.progress import Progress, progress
 from lightning_dadpo.training.student import logging_interval
 from lightning_dadpo.types import PairBatch
 
-__all__ = ["StepProgress", "Throughput", "LastCheckpoint", "BestCheckpoint", "RecordPairs"]
+__all__ = ["StepProgress", "Throughput", "RecordPairs"]
 
 
 class StepProgress(L.Callback):
@@ -99,81 +98,6 @@ def _peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """`last.ckpt`: everything that a killed run needs to go on, every N steps and at the end.
-
-    Lightning writes beside the old file and renames, so a kill during the write leaves the previous one whole.
-
-    Args:
-        every_n_steps: optimizer steps between two checkpoints.
-        dirpath: folder; by default `checkpoints` under `trainer.default_root_dir`.
-    """
-
-    def __init__(self, every_n_steps: int = 100, dirpath: str | None = None) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="last",
-            every_n_train_steps=every_n_steps,
-            save_top_k=1,
-            enable_version_counter=False,
-        )
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Put the folder where a rerun of the same command finds it."""
-        self.dirpath = self.dirpath or checkpoint_folder(trainer)
-        super().setup(trainer, pl_module, stage)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Only behind a whole optimizer step: the gradients of half a step are not in a checkpoint.
-
-        Without this a run that was resumed at step N saves again at its next micro-batch, which is still step N.
-        """
-        if not trainer.fit_loop._should_accumulate():
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last step too, when it is no multiple of N."""
-        if self._last_global_step_saved != trainer.global_step:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        super().on_train_end(trainer, pl_module)
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`: the student's weights at the best value so far of any logged name; no optimizer, so no resuming.
-
-    Args:
-        monitor: a logged name, for example val/reverse_kl. Stop by a distance, never by the margin: at a rate that is
-            too high the margin improves while the student breaks.
-        mode: whether less or more of it is better.
-        dirpath: folder; by default `checkpoints` under `trainer.default_root_dir`.
-    """
-
-    def __init__(
-        self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min", dirpath: str | None = None
-    ) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_top_k=1,
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """The folder of `LastCheckpoint`."""
-        self.dirpath = self.dirpath or checkpoint_folder(trainer)
-        super().setup(trainer, pl_module, stage)
-
-
-def checkpoint_folder(trainer: L.Trainer) -> str:
-    """Where a rerun of the same command finds the checkpoints, and `dadpo run` too."""
-    return str(Path(trainer.default_root_dir) / "checkpoints")
 
 
 class RecordPairs(L.Callback):

@@ -19,7 +19,7 @@ from lightning_dadpo.data.importing import PreferenceSource, import_preferences
 from lightning_dadpo.data.pairing import read_pairs, says_nothing
 from lightning_dadpo.data.plan import MicroBatch, Plan, plan_evaluation
 from lightning_dadpo.data.row_store import RowStore, column
-from lightning_dadpo.data.rows import PairRow, ResponseRow
+from lightning_dadpo.data.rows import PairRow, ResponseRow, content_digest
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.models.loading import load_tokenizer
 from lightning_dadpo.models.numerics import default_tokens_per_batch
@@ -108,12 +108,17 @@ def _answer_tokens(row: ResponseRow) -> int:
 class _PlannedData(L.LightningDataModule, ABC):
     """Plans, loaders and checks that both kinds of data share."""
 
-    def __init__(self, sources: dict[str, Any], rows_per_step: int, tokens_per_batch: int | None, seed: int) -> None:
+    def __init__(
+        self, sources: dict[str, Any], rows_per_step: int, tokens_per_batch: int | None, seed: int, workers: int
+    ) -> None:
         super().__init__()
+        if workers < 0:
+            raise ConfigError(f"data.workers {workers}: expected 0 or more")
         if tokens_per_batch is not None and tokens_per_batch < 1:
             raise ConfigError(f"data.tokens_per_batch {tokens_per_batch}: expected at least 1")
         self.sources = sources
         self.rows_per_step, self.tokens_per_batch, self.seed = rows_per_step, tokens_per_batch, seed
+        self.workers = workers
         self.rows: dict[str, Sequence[Any]] = {}
         self._chosen: int | None = None
         self._train_loader: PlannedLoader | None = None
@@ -196,12 +201,25 @@ class _PlannedData(L.LightningDataModule, ABC):
             raise ConfigError("data.train: nothing to train on; give it a folder")
         trainer = self._trainer
         self._train_loader = PlannedLoader(
-            self.rows["train"], self._plan(), self._collate, trainer.accumulate_grad_batches, trainer.global_rank
+            self.rows["train"],
+            self._plan(),
+            self._collate,
+            trainer.accumulate_grad_batches,
+            trainer.global_rank,
+            self._contents(),
+            self.workers,
         )
         if self._interrupted:
             self._train_loader.load_state_dict(self._interrupted)
             self._interrupted = {}
         return self._train_loader
+
+    def _contents(self) -> str:
+        """Digest of the training rows, taken from their artefact's manifest where they have one."""
+        folder, rows = self.sources["train"].folder, self.rows["train"]
+        if folder is not None:
+            return f"{read_manifest(folder).files['rows.jsonl'][:16]} {self.sources['train'].split}"
+        return content_digest([row.pair_id for row in rows])[:16]
 
     def state_dict(self) -> dict[str, Any]:
         """How far the training loader has come.
@@ -212,8 +230,14 @@ class _PlannedData(L.LightningDataModule, ABC):
         return self._train_loader.state_dict() if self._train_loader is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remembered until the training loader is made; a plan that does not fit is refused there."""
-        self._interrupted = state_dict
+        """Given to the training loader, now or when it is made; it refuses a plan that does not fit.
+
+        Strategies that load checkpoints into sharded weights do so last of all, when the loader has been made.
+        """
+        if self._train_loader is not None:
+            self._train_loader.load_state_dict(state_dict)
+        else:
+            self._interrupted = state_dict
 
     def _evaluation_loader(self, name: str) -> DataLoader[Any] | list[Any]:
         if name not in self.rows:
@@ -248,6 +272,7 @@ class PreferenceData(_PlannedData):
         tokens_per_batch: tokens of a forward pass on one device, by default what suits it. Sets
             `trainer.accumulate_grad_batches`; give that one instead for a number of micro-batches of your own.
         seed: decides the order of pairs, with the epoch.
+        workers: processes that read and collate ahead; reading is cheap, so none is the default.
     """
 
     def __init__(
@@ -258,9 +283,10 @@ class PreferenceData(_PlannedData):
         pairs_per_step: int = 16,
         tokens_per_batch: int | None = None,
         seed: int = 0,
+        workers: int = 0,
     ) -> None:
         sources = {"train": train, "validation": validation, "test": test}
-        super().__init__(sources, pairs_per_step, tokens_per_batch, seed)
+        super().__init__(sources, pairs_per_step, tokens_per_batch, seed, workers)
 
     def _collate(self, rows: list[PairRow], part: MicroBatch) -> Any:
         return collate_pairs(rows, part.weights, pairs_in_step=part.in_step)
@@ -282,6 +308,7 @@ class SupervisedData(_PlannedData):
         responses_per_step: responses of one optimizer step, over all ranks and micro-batches.
         tokens_per_batch: tokens of a forward pass on one device, as in `PreferenceData`.
         seed: decides the order of responses, with the epoch.
+        workers: as in `PreferenceData`.
     """
 
     def __init__(
@@ -292,9 +319,10 @@ class SupervisedData(_PlannedData):
         responses_per_step: int = 16,
         tokens_per_batch: int | None = None,
         seed: int = 0,
+        workers: int = 0,
     ) -> None:
         sources = {"train": train, "validation": validation, "test": test}
-        super().__init__(sources, responses_per_step, tokens_per_batch, seed)
+        super().__init__(sources, responses_per_step, tokens_per_batch, seed, workers)
 
     def _collate(self, rows: list[ResponseRow], part: MicroBatch) -> Any:
         return collate_responses(rows, part.weights, tokens_in_step=part.in_step)

@@ -61,13 +61,32 @@ class PlannedLoader(DataLoader[Any]):
     """Training batches in the order of the plan.
 
     `state_dict` says how far the epoch has come, in batches handed to the loop. `__iter__` is a lazy generator:
-    Lightning calls `iter()` before it has named the epoch of a resumed run.
+    Lightning calls `iter()` before it has named the epoch of a resumed run. What workers have prepared and nobody
+    has taken is not counted, so it is prepared again.
+
+    Args:
+        rows: what the plan's indices mean.
+        plan: the steps.
+        collate: makes a batch of the rows of a micro-batch.
+        micro_batches: of a step on one rank.
+        rank: whose share this is.
+        contents: digest of the rows, for a resume to be held to.
+        workers: processes that read and collate ahead.
     """
 
-    def __init__(self, rows: Sequence[Any], plan: Plan, collate: Collate, micro_batches: int, rank: int) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        plan: Plan,
+        collate: Collate,
+        micro_batches: int,
+        rank: int,
+        contents: str = "",
+        workers: int = 0,
+    ) -> None:
         self.identity: dict[str, Any] = {"rows": len(rows), "rows_per_step": plan.rows_per_step, "seed": plan.seed}
-        self.identity |= {"micro_batches": micro_batches, "world_size": plan.world_size}
-        self.identity |= {"digest_of_costs": content_digest(plan.costs.tolist())}
+        self.identity |= {"world_size": plan.world_size, "micro_batches": micro_batches}
+        self.identity |= {"digest_of_costs": content_digest(plan.costs.tolist()), "digest_of_rows": contents}
         self.order = _Order(plan, micro_batches, rank)
         self.handed_out = 0
         super().__init__(
@@ -75,6 +94,7 @@ class PlannedLoader(DataLoader[Any]):
             sampler=self.order,
             batch_size=None,
             collate_fn=lambda item: collate(*item),
+            num_workers=workers,
             generator=torch.Generator(),  # or every iter() draws from the global state, which dropout uses too
         )
 

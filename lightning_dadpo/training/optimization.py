@@ -43,8 +43,10 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ConfigError("the student has no trainable parameter")
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
+    # under ZeRO-3 a weight is empty between its uses, and only `ds_shape` tells what it is
+    shapes = [getattr(parameter, "ds_shape", parameter.shape) for parameter in trainable]
+    matrices = [parameter for parameter, shape in zip(trainable, shapes, strict=True) if len(shape) >= 2]
+    vectors = [parameter for parameter, shape in zip(trainable, shapes, strict=True) if len(shape) < 2]
     groups: list[dict[str, Any]] = [{"params": matrices}] if matrices else []
     return groups + ([{"params": vectors, "weight_decay": 0.0}] if vectors else [])
 

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.losses import PreferenceObjective, PreferenceOutcome, response_nll_per_token
-from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.scoring.base import Scorer
@@ -90,13 +90,29 @@ class PreferenceModule(StudentModule):
             if source.scores is not None:
                 self.scorers[name] = CachedScorer(Path(source.scores))
             elif source.model is not None:
-                self.frozen[name] = load_frozen(source.model, "32-true")
+                self.frozen[name] = self.load(source.model, trainable=False)
                 self.scorers[name] = LiveScorer(self.frozen[name])
 
     def describe(self) -> dict[str, Any]:
         """See `StudentModule.describe`."""
         objective = {"name": type(self.loss).__name__, "betas": getattr(self.loss, "betas", {})}
-        return super().describe() | {"stage": "preference", "objective": objective | {"sft_weight": self.sft_weight}}
+        said = {"stage": "preference", "objective": objective | {"sft_weight": self.sft_weight}}
+        return super().describe() | said | {"anchors": self._anchor_contents()}
+
+    def _anchor_contents(self) -> dict[str, str]:
+        """What each anchor says, as far as it can be known without asking: a digest of its scores, or its model."""
+        return {
+            name: source.model.path
+            if source.model is not None
+            else read_manifest(str(source.scores), "scores").files["rows.jsonl"]
+            for name, source in self.anchor_sources.items()
+        }
+
+    def _continued_from(self, said: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """See `StudentModule`; an anchor that says something else would be another loss from here on."""
+        was = said.get("anchors", {})
+        anchors = {f"anchors.{name}": (was.get(name), now) for name, now in self._anchor_contents().items()}
+        return super()._continued_from(said) | anchors
 
     def policy_log_probs(self, batch: PairBatch) -> PairLogProbs:
         """The student's own log-probs of a batch: the one place where they are made."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from lightning_dadpo.errors import ConfigError
@@ -16,8 +19,9 @@ from lightning_dadpo.models.log_probs import check_trunk_and_head, describe_kern
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.metrics import ExampleMeans
 from lightning_dadpo.training.optimization import Schedule, parameter_groups, warmup_then_cosine
+from lightning_dadpo.training.sharding import gradient_norm, loading_under, prepare_strategy, shard_under
 
-__all__ = ["StudentModule", "DescribesBatches", "logging_interval"]
+__all__ = ["StudentModule", "DescribesBatches", "logging_interval", "in_eval_mode"]
 
 FROZEN = "frozen."
 
@@ -51,10 +55,14 @@ class StudentModule(L.LightningModule):
         self.frozen = nn.ModuleDict()
         self.training_means = ExampleMeans(names)
         self.evaluation_means = ExampleMeans(names)
-        self._random_state: dict[str, Tensor] = {}
+        self._random_states: list[dict[str, Tensor]] = []
         self.strict_loading = False  # the frozen models' keys are not in a checkpoint; on_load_checkpoint is strict
         self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_forgive_frozen)  # type: ignore[no-untyped-call]
+
+    def setup(self, stage: str) -> None:
+        """Tell the strategy what it cannot find out."""
+        prepare_strategy(self.trainer.strategy)
 
     def configure_model(self) -> None:
         """Load the student, in float32 and in training mode; Lightning may call this more than once."""
@@ -64,12 +72,31 @@ class StudentModule(L.LightningModule):
         if precision not in ("32-true", "bf16-mixed"):
             # bf16 weights round most updates of a small learning rate away (trap D8)
             raise ConfigError(f"trainer.precision {precision}: expected 32-true or bf16-mixed (float32 weights)")
-        self.student = load_model(self.student_spec)
-        check_trunk_and_head(self.student, self.student_spec.path)
+        self.student = self.load(self.student_spec, trainable=True)
         self.student.train()
 
+    def load(self, spec: ModelSpec, trainable: bool) -> Any:
+        """A model in float32, in eval mode, spread over ranks where the strategy does so."""
+        with loading_under(self.trainer.strategy):
+            model = load_model(spec)
+        model.requires_grad_(trainable)
+        shard_under(self.trainer.strategy, model)
+        return model
+
+    def _check_models(self) -> None:
+        """Hold every model to what the fast path needs; here, since a sharded model answers no earlier.
+
+        Raises:
+            ConfigError: naming the model.
+        """
+        with in_eval_mode(self.student):
+            check_trunk_and_head(self.student, self.student_spec.path)
+        for name, model in self.frozen.items():
+            check_trunk_and_head(model, name)
+
     def on_fit_start(self) -> None:
-        """Say what was chosen for this machine, in one line, and what sets it."""
+        """Hold every model to what the fast path needs; say what was chosen for this machine, and what sets it."""
+        self._check_models()
         if not self.trainer.is_global_zero:
             return
         with self.trainer.precision_plugin.forward_context():
@@ -80,6 +107,19 @@ class StudentModule(L.LightningModule):
             f"{self.device.type}, {self.trainer.precision}, {kernels}{batches} (set by trainer.precision, "
             "student.attention, student.chunk_tokens, data.tokens_per_batch)"
         )
+
+    def on_validation_start(self) -> None:
+        """As in `on_fit_start`, where nothing is trained."""
+        if self.trainer.state.fn != "fit":
+            self._check_models()
+
+    def on_test_start(self) -> None:
+        """As in `on_fit_start`."""
+        self._check_models()
+
+    def on_predict_start(self) -> None:
+        """As in `on_fit_start`."""
+        self._check_models()
 
     def train(self, mode: bool = True) -> StudentModule:
         """Training mode for the student; a frozen model never leaves eval mode (trap B6)."""
@@ -105,36 +145,79 @@ class StudentModule(L.LightningModule):
         return {"student": asdict(self.student_spec)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the weights are."""
-        checkpoint["dadpo"] = self.describe()
-        checkpoint["random_state"] = self._random_state_now()
+        """Say what the weights are, and where every rank's dropout stands."""
+        checkpoint["dadpo"] = self.describe() | {"weights": self._shapes()}
+        states = [self._random_state_now()]
+        if self.trainer.world_size > 1:
+            states *= self.trainer.world_size
+            torch.distributed.all_gather_object(states, states[0])
+        checkpoint["random_states"] = states
 
     def _random_state_now(self) -> dict[str, Tensor]:
         state = {"cpu": torch.get_rng_state()}
         return state | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
 
+    def _shapes(self) -> dict[str, list[int]]:
+        """Of the student's weights, also where this rank holds parts of them."""
+        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self.student.named_parameters()}
+
     def on_train_start(self) -> None:
-        """Dropout goes on where the checkpoint left it: exactly on one device; of several, rank 0's is everyone's."""
-        if self._random_state:
-            torch.set_rng_state(self._random_state["cpu"].cpu())
-            if self.device.type == "cuda" and "cuda" in self._random_state:
-                torch.cuda.set_rng_state(self._random_state["cuda"].cpu(), self.device)
-            self._random_state = {}
+        """Dropout goes on where the checkpoint left it, rank by rank; in a new run ranks drop different units."""
+        rank, states = self.trainer.global_rank, self._random_states
+        if states:
+            torch.set_rng_state(states[rank]["cpu"].cpu())
+            if self.device.type == "cuda" and "cuda" in states[rank]:
+                torch.cuda.set_rng_state(states[rank]["cuda"].cpu(), self.device)
+            self._random_states = []
+        elif self.trainer.world_size > 1:
+            torch.manual_seed(torch.initial_seed() + rank)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Hold the checkpoint to this student, key by key.
+        """Hold the checkpoint to this student, weight by weight, and a resumed run to what it began with.
 
         Raises:
-            ConfigError: it is another model's.
+            ConfigError: it is another model's, or training would go on with something else.
         """
-        expected, found = set(self.state_dict()), set(checkpoint["state_dict"])
+        said = checkpoint.get("dadpo")
+        if not isinstance(said, dict) or "weights" not in said:
+            raise ConfigError("no checkpoint of this project: no entry `dadpo` that says what its weights are")
+        expected, found = self._shapes(), said["weights"]
         if expected != found:
-            example = sorted(expected ^ found)[0]
+            example = sorted(name for name in expected | found if expected.get(name) != found.get(name))
             raise ConfigError(
-                f"checkpoint and student do not fit: {len(expected - found)} keys missing, "
-                f"{len(found - expected)} unexpected, for example {example}"
+                f"checkpoint and student do not fit: {len(example)} weights differ, for example {example[0]}: "
+                f"{found.get(example[0], 'missing')} in the checkpoint, {expected.get(example[0], 'missing')} here"
             )
-        self._random_state = checkpoint.get("random_state", {})
+        if "state_dict" in checkpoint:  # else the strategy has loaded the weights already
+            keys, here = set(checkpoint["state_dict"]), set(self.state_dict())
+            missing, unexpected = here - keys, keys - here
+            if missing | unexpected:
+                raise ConfigError(
+                    f"checkpoint and student do not fit: {len(missing)} keys missing, {len(unexpected)} unexpected, "
+                    f"for example {min(missing | unexpected)}"
+                )
+        if self.trainer.state.fn != "fit":
+            return
+        for name, (was, now) in self._continued_from(said).items():
+            if was != now:
+                raise ConfigError(f"cannot resume: {name} was {was} and is {now} now")
+        if len(checkpoint["random_states"]) != self.trainer.world_size:
+            was, now = len(checkpoint["random_states"]), self.trainer.world_size
+            raise ConfigError(f"cannot resume: world_size was {was} and is {now} now")
+        self._random_states = checkpoint["random_states"]
+
+    def _continued_from(self, said: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What must not change under a run that goes on: its value in the checkpoint, and now."""
+        names = ("path", "revision", "gguf_file")
+        now = asdict(self.student_spec)
+        return {f"student.{name}": (said["student"].get(name), now[name]) for name in names}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """DeepSpeed's own gradient norm, which it knows behind the step."""
+        strategy = self.trainer.strategy
+        due = self.trainer.global_step % logging_interval(self.trainer) == 0
+        if isinstance(strategy, DeepSpeedStrategy) and due and not self.trainer.fit_loop._should_accumulate():
+            self.log("train/gradient_norm", float(strategy.deepspeed_engine.get_global_grad_norm() or 0.0))
 
     def log_training_means(self) -> None:
         """Means since the last time, once every `log_every_n_steps`: no other step waits for a GPU."""
@@ -146,8 +229,9 @@ class StudentModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The gradient norm before clipping, on steps that are logged."""
         if (self.trainer.global_step + 1) % logging_interval(self.trainer) == 0:
-            gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
-            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+            norm = gradient_norm(self.trainer, self.student)
+            if norm is not None:
+                self.log("train/gradient_norm", norm)
 
     def _log_means(self, part: str, means: ExampleMeans) -> None:
         self.log_dict({f"{part}/{name}": value.float() for name, value in means.compute().items()})
@@ -165,6 +249,18 @@ class StudentModule(L.LightningModule):
 def logging_interval(trainer: L.Trainer) -> int:
     """Optimizer steps between two logged ones; an attribute that Lightning sets without declaring it."""
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each submodule is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
 
 from lightning_dadpo.data.artifacts import read_manifest, write_atomically
 from lightning_dadpo.data.rows import Message, ResponseRow, content_digest, read_rows
@@ -26,7 +22,8 @@ from lightning_dadpo.sampling.base import Sampled, SamplerSettings
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
 from lightning_dadpo.training.loggers import ExperimentLogger
 from lightning_dadpo.training.preference import PreferenceModule
-from lightning_dadpo.training.student import StudentModule
+from lightning_dadpo.training.sharding import weights_are_spread
+from lightning_dadpo.training.student import StudentModule, in_eval_mode
 
 __all__ = ["WatchDistances"]
 
@@ -138,7 +135,7 @@ class WatchDistances(L.Callback):
         self._measured_at = trainer.global_step
         values: dict[str, float] = {}
         if trainer.is_global_zero:
-            with isolate_rng(), _in_eval_mode(module.student):
+            with isolate_rng(), in_eval_mode(module.student):
                 values, texts = self._distances(module, cast(Precision, str(trainer.precision)))
             self._record(trainer, texts)
         return trainer.strategy.broadcast(values)
@@ -200,18 +197,6 @@ class WatchDistances(L.Callback):
                 logger.log_samples(rows, _axis(trainer))
 
 
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule is in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _axis(trainer: L.Trainer) -> int:
     """Where Lightning puts what a validation logs now."""
     return max(0, trainer.global_step - 1)
@@ -248,8 +233,7 @@ def _texts(folder: str, rows: list[ResponseRow]) -> dict[str, str]:
 
 def _refuse_sharded(trainer: L.Trainer) -> None:
     strategy = trainer.strategy
-    sharded = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
-    if sharded or (isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3):
+    if weights_are_spread(strategy):
         raise ConfigError(
             f"WatchDistances: {type(strategy).__name__} shards the student, and sampling from it needs synced "
             "generation on every rank; remove the callback, or use ddp or DeepSpeed ZeRO-2"

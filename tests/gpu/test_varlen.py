@@ -14,7 +14,7 @@ from lightning_dadpo.data.batching import collate_sequences
 from lightning_dadpo.data.packing import pack
 from lightning_dadpo.models import log_probs
 from lightning_dadpo.models.attention import TOKEN_TREES, variable_lengths
-from lightning_dadpo.models.log_probs import Kernels, check_trunk_and_head, model_log_probs, plain_log_probs
+from lightning_dadpo.models.log_probs import Kernels, check_trunk_and_head, model_log_probs, plain_log_probs, prepare
 from lightning_dadpo.types import PackedBatch
 
 pytestmark = [
@@ -46,7 +46,7 @@ def rows() -> tuple[list[list[int]], list[list[list[int]]]]:
 
 def run(model: Any, attention: Any, batch: PackedBatch, mixed: bool) -> tuple[Tensor, Tensor]:
     """Totals and all gradients in one vector, each sequence with its own coefficient."""
-    model.kernels = Kernels(attention)
+    prepare(model, Kernels(attention))
     model.zero_grad()
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
         total = model_log_probs(model, batch.to("cuda")).total
@@ -79,7 +79,7 @@ def test_varlen_is_as_near_to_float32_as_sdpa_in_values_and_gradients(key_heads:
 def test_varlen_equals_separate_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, responses = rows()
     model = fresh(2).bfloat16()
-    model.kernels = Kernels("varlen")
+    prepare(model, Kernels("varlen"))
     batch = collate_sequences(prompts * 2, [group[number] for number in (0, 1) for group in responses]).to("cuda")
     with torch.no_grad():
         found = model_log_probs(model, pack(prompts, responses).to("cuda")).total
@@ -100,5 +100,5 @@ def test_varlen_equals_separate_padded_rows(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("attention", ["sdpa", "varlen"])
 def test_a_sixteen_bit_model_passes_the_check(attention: Any) -> None:
     model = fresh(2).bfloat16()
-    model.kernels = Kernels(attention)
+    prepare(model, Kernels(attention))
     check_trunk_and_head(model, "random")

@@ -11,7 +11,7 @@ import torch
 
 from lightning_dadpo.losses import DPO, DaDPO
 from lightning_dadpo.models.attention import TOKEN_TREES
-from lightning_dadpo.models.log_probs import Kernels, model_log_probs
+from lightning_dadpo.models.log_probs import Kernels, model_log_probs, prepare
 from lightning_dadpo.types import PackedBatch, PairLogProbs, SequenceBatch
 from tests.tiny import tiny_model
 from tests.trees import trees_of
@@ -66,7 +66,7 @@ def pairs_of_trl(inputs: dict[str, torch.Tensor]) -> PackedBatch:
 def in_trees(model: Any) -> Any:
     """TRL's own model, its attention told of token trees after TRL has run."""
     model.set_attn_implementation(TOKEN_TREES)
-    model.kernels = Kernels()
+    prepare(model, Kernels())
     return model
 
 

@@ -24,7 +24,7 @@ from lightning_dadpo.models.attention import (
     tree_attention,
     variable_lengths,
 )
-from lightning_dadpo.models.log_probs import Kernels, model_log_probs, plain_log_probs
+from lightning_dadpo.models.log_probs import Kernels, model_log_probs, plain_log_probs, prepare
 from lightning_dadpo.types import PackedBatch
 
 VOCABULARY = 32
@@ -65,7 +65,7 @@ def fresh(heads: int = 4, key_heads: int = 2, dtype: torch.dtype = torch.float64
         for name, part in list(module.named_children()):
             if isinstance(part, LlamaRMSNorm):
                 setattr(module, name, nn.RMSNorm(32, eps=1e-6, dtype=dtype))
-    model.kernels = Kernels()
+    prepare(model, Kernels())
     return model
 
 
@@ -401,7 +401,7 @@ def test_a_model_with_a_sliding_window_is_refused() -> None:
         num_key_value_heads=2, sliding_window=3,
     )  # fmt: skip
     model = MistralForCausalLM._from_config(config, attn_implementation=TOKEN_TREES).eval()
-    model.kernels = Kernels()
+    prepare(model, Kernels())
     with torch.no_grad(), pytest.raises(ConfigError, match="sliding_window"):
         model_log_probs(model, pack(*TREES["a pair"]))
 

@@ -138,7 +138,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, tiny_folder: Pa
     torch.save({"state_dict": {}}, tmp_path / "stranger")
     for name, message in (
         ("none", "no such file"),
-        ("folder", "a sharded checkpoint"),
+        ("folder", "a folder, but not of DeepSpeed"),
         ("text", "not a checkpoint that can be read safely"),
         ("objects", "not a checkpoint that can be read safely"),
         ("plain", "no `state_dict`"),

@@ -30,6 +30,7 @@ from lightning_dadpo.models.log_probs import (
     describe_kernels,
     model_log_probs,
     plain_log_probs,
+    prepare,
     response_logits,
 )
 from lightning_dadpo.models.spec import ModelSpec
@@ -278,7 +279,7 @@ SMALL = {
 def in_trees(kind: Any, config: Any, attention: str = TOKEN_TREES) -> Any:
     """A fresh model as `load_model` would give it."""
     model = kind._from_config(config, attn_implementation=attention).eval()
-    model.kernels = Kernels()
+    prepare(model, Kernels())
     return model
 
 

@@ -14,7 +14,8 @@ import torch
 from lightning_dadpo.data.batching import collate_pairs, collate_responses
 from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.training import callbacks
-from lightning_dadpo.training.callbacks import LastCheckpoint, RecordPairs, StepProgress, Throughput
+from lightning_dadpo.training.callbacks import RecordPairs, StepProgress, Throughput
+from lightning_dadpo.training.checkpoints import LastCheckpoint
 from lightning_dadpo.training.datamodule import PairSource
 from tests.scoring.example import Setup, make_response, make_setup, trainer
 

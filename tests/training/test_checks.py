@@ -18,7 +18,7 @@ from lightning_dadpo.losses import DPO
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.scoring.table import ScoreTable
 from lightning_dadpo.training import checks
-from lightning_dadpo.training.callbacks import LastCheckpoint
+from lightning_dadpo.training.checkpoints import LastCheckpoint
 from lightning_dadpo.training.checks import CheckScores
 from lightning_dadpo.training.datamodule import PairSource
 from lightning_dadpo.training.preference import AnchorSource

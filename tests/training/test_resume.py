@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.training.callbacks import LastCheckpoint
+from lightning_dadpo.training.checkpoints import LastCheckpoint
 from lightning_dadpo.training.preference import PreferenceModule
 from tests.scoring.example import Setup, make_setup, trainer
 

@@ -55,6 +55,8 @@ def test_D3_a_module_beside_live_models_saves_the_students_keys_and_forgives_the
     module = setup.module(live=True)
     module.trainer = trainer(tmp_path)  # type: ignore[assignment]
     module.configure_model()
+    said: dict[str, Any] = {}
+    module.on_save_checkpoint(said)
     state = module.state_dict()
     assert state
     assert all(key.startswith("student.") for key in state)
@@ -62,4 +64,4 @@ def test_D3_a_module_beside_live_models_saves_the_students_keys_and_forgives_the
     del state["student.model.norm.weight"]
     assert module.load_state_dict(state, strict=False).missing_keys == ["student.model.norm.weight"]
     with pytest.raises(ConfigError, match=r"1 keys missing, 0 unexpected, for example student\.model\.norm\.weight"):
-        module.on_load_checkpoint({"state_dict": state})
+        module.on_load_checkpoint({"state_dict": state} | said)

@@ -1,0 +1,71 @@
+"""A run that is asked to go finishes its optimizer step, writes its checkpoint and leaves.
+
+Lightning's own handlers act in the middle of a step, where the gradients so far are in no checkpoint, and talk to the
+other ranks from inside the handler, beside whatever they are exchanging. Here a signal sets a flag, and the ranks
+agree on it between two steps.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+__all__ = ["Preemption", "TERMINATED"]
+
+TERMINATED = 128 + int(signal.SIGTERM)
+"""Exit status of a process that SIGTERM ended."""
+
+
+class Preemption:
+    """Listens from the start of training on: SIGTERM, and under SLURM the signal that announces a requeue.
+
+    Args:
+        trainer: whose ranks have to agree; its own handlers are put back by Lightning when the run ends.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.trainer = trainer
+        self._asked = self._requeue = False
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may set handlers
+        signal.signal(signal.SIGTERM, self._terminate)
+        slurm = trainer._accelerator_connector.cluster_environment
+        if isinstance(slurm, SLURMEnvironment) and slurm.auto_requeue:
+            signal.signal(slurm.requeue_signal or signal.SIGUSR1, self._ask_for_requeue)
+
+    def _terminate(self, number: int, frame: Any) -> None:
+        launcher: Any = self.trainer.strategy.launcher
+        if launcher is not None and not self._asked:
+            launcher.kill(number)  # the ranks that this process started
+        self._asked = True
+
+    def _ask_for_requeue(self, number: int, frame: Any) -> None:
+        self._asked = self._requeue = True
+
+    def asked(self) -> bool:
+        """Whether any rank was asked to go; all ranks must call this behind the same step."""
+        if self.trainer.world_size == 1:
+            return self._asked
+        return bool(self.trainer.strategy.reduce_boolean_decision(self._asked, all=False))
+
+    def leave(self) -> None:
+        """End the run, its checkpoint written; under SLURM put the job into the queue again if that was the signal.
+
+        Raises:
+            SIGTERMException: always; it ends the process with status 143.
+        """
+        if self._requeue and self.trainer.is_global_zero:
+            job = os.environ["SLURM_JOB_ID"]
+            if "SLURM_ARRAY_JOB_ID" in os.environ:
+                job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        if self.trainer.is_global_zero:
+            print(f"asked to stop: checkpoint written at step {self.trainer.global_step}", flush=True)
+        raise SIGTERMException(TERMINATED)

@@ -1,0 +1,177 @@
+"""Trainings of one strategy, run as a person would: `python -m tests.training.strategy_runs FOLDER STRATEGY`.
+
+Lightning starts the second process by repeating the command. Every case writes what it came to.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
+from torch.distributed.tensor import DTensor
+
+from lightning_dadpo.training.checkpoints import LastCheckpoint
+from tests.scoring.example import Setup, trainer
+
+PLACES = ("student", "teacher", "pairs", "reference", "scores")
+STEPS = 6
+"""Two epochs of 6, 6 and 4 pairs."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training.
+
+    Attributes:
+        accumulate: micro-batches a step; pairs are few, so with 4 some ranks run fillers.
+        live: both anchors are models, not tables.
+    """
+
+    accumulate: int
+    live: bool
+
+    @property
+    def name(self) -> str:
+        return f"accumulate {self.accumulate}, {'live' if self.live else 'cached'}"
+
+
+CASES = [Case(1, False), Case(4, False), Case(1, True), Case(4, True)]
+
+
+def strategy_of(name: str) -> Any:
+    """A fresh strategy for two processes on the CPU."""
+    if name.startswith("zero"):
+        from tests.deepspeed_cpu import DeepSpeedOnCpu
+
+        return DeepSpeedOnCpu(stage=int(name[-1]))
+    if name == "fsdp2":
+        return ModelParallelStrategy(
+            data_parallel_size=2,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend="gloo",
+        )
+    return DDPStrategy(process_group_backend="gloo", broadcast_buffers=False) if name == "ddp" else "auto"
+
+
+class Seen(Logger):
+    """The logged values of every step."""
+
+    name, version = "seen", "0"
+
+    def __init__(self) -> None:
+        self.steps: dict[int, dict[str, float]] = {}
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        kept = {
+            name: metrics[name] for name in ("train/loss", "train/margin", "train/gradient_norm") if name in metrics
+        }
+        self.steps.setdefault(int(step or 0), {}).update(kept)
+
+    def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+
+class Optimized(L.Callback):
+    """No optimizer holds a frozen weight."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        frozen = {id(parameter) for parameter in pl_module.frozen.parameters()}
+        held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        assert not held & frozen
+
+
+def whole_weights(module: Any, strategy: Any) -> dict[str, torch.Tensor]:
+    """The student's weights as one process would hold them; every rank must call this."""
+    found = {}
+    for name, parameter in module.student.named_parameters():
+        if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([parameter]):
+                found[name] = parameter.detach().clone()
+        else:
+            value = parameter.detach()
+            found[name] = (value.full_tensor() if isinstance(value, DTensor) else value).clone()
+    return found
+
+
+def spread(module: Any, strategy: Any) -> list[bool]:
+    """Whether each model's embeddings lie on this rank in part only."""
+    embeddings = [m.get_input_embeddings().weight for m in (module.student, *module.frozen.values())]
+    if isinstance(strategy, DeepSpeedStrategy):
+        return [hasattr(w, "ds_tensor") and w.ds_tensor.numel() < w.ds_numel for w in embeddings]
+    return [isinstance(w, DTensor) and w.to_local().numel() < w.numel() for w in embeddings]
+
+
+class KilledError(Exception):
+    """What a kill looks like from inside."""
+
+
+class Kill(L.Callback):
+    """Dies in the middle of the second epoch, before the last of its steps."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == STEPS - 1:
+            raise KilledError
+
+
+def fit(setup: Setup, root: Path, name: str, case: Case, callbacks: Sequence[Any] = (), resume: bool = False) -> None:
+    """One training with a checkpoint every second step; rank 0 writes what it came to."""
+    L.seed_everything(0, verbose=False)
+    seen, module, strategy = Seen(), setup.module(live=case.live), strategy_of(name)
+    loop = trainer(
+        root,
+        [Optimized(), LastCheckpoint(every_n_steps=2), *callbacks],
+        logger=seen,
+        devices=1 if name == "one" else 2,
+        strategy=strategy,
+        max_epochs=2,
+        accumulate_grad_batches=case.accumulate,
+        limit_val_batches=0,
+        gradient_clip_val=0.5,
+    )
+    sharding: list[bool] = []
+    whole: dict[str, torch.Tensor] = {}
+
+    class Weights(L.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            sharding.extend(spread(pl_module, trainer.strategy))
+            whole.update(whole_weights(pl_module, trainer.strategy))
+
+    loop.callbacks.append(Weights())
+    path = str(root / "checkpoints" / "last.ckpt") if resume else None
+    loop.fit(module, datamodule=setup.data(), ckpt_path=path)
+    if loop.is_global_zero:
+        torch.save(whole, root / "weights.pt")
+        found = {
+            "steps": [seen.steps[step] for step in sorted(seen.steps)],
+            "spread": sharding,
+            "frozen": len(module.frozen),
+        }
+        (root / "seen.json").write_text(json.dumps(found), "utf-8")
+
+
+def main(folder: Path, name: str) -> None:
+    """Every case in one process after another: importing costs more than training."""
+    warnings.simplefilter("ignore")
+    setup = Setup(*(folder / place for place in PLACES))
+    for case in CASES:
+        fit(setup, folder / name / case.name, name, case)
+    with suppress(KilledError):
+        fit(setup, folder / name / "resumed", name, CASES[1], [Kill()])
+    fit(setup, folder / name / "resumed", name, CASES[1], resume=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,100 @@
+"""The same numbers under every strategy: two processes, held to one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_dadpo.models.export import export_checkpoint
+from lightning_dadpo.models.loading import load_model
+from lightning_dadpo.models.spec import ModelSpec
+from tests.scoring.example import make_setup
+from tests.training.strategy_runs import CASES, main
+
+ROOT = Path(__file__).parents[2]
+STRATEGIES = ["ddp", "fsdp2", "zero2", "zero3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models and scores, and what one process comes to."""
+    folder = tmp_path_factory.mktemp("strategies")
+    make_setup(folder)
+    main(folder, "one")
+    return folder
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def runs(request: pytest.FixtureRequest, folder: Path) -> tuple[Path, str]:
+    """What two processes come to."""
+    name: str = request.param
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install 'lightning-dadpo[deepspeed]'")
+    command = [sys.executable, "-m", "tests.training.strategy_runs", str(folder), name]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return folder, name
+
+
+def steps_of(root: Path) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = json.loads((root / "seen.json").read_text("utf-8"))["steps"]
+    return found
+
+
+def weights_of(root: Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = torch.load(root / "weights.pt", weights_only=True)
+    return loaded
+
+
+def same_weights(found: Path, expected: Path) -> None:
+    theirs, ours = weights_of(found), weights_of(expected)
+    assert theirs.keys() == ours.keys()
+    for name, value in ours.items():
+        # AdamW moves a weight by up to its rate of 1e-3 a step, whatever the gradient's size
+        assert torch.allclose(theirs[name], value, rtol=0, atol=2e-5), (name, (theirs[name] - value).abs().max())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_D1_the_losses_and_the_final_student_are_those_of_one_process(runs: tuple[Path, str], case: Any) -> None:
+    folder, name = runs
+    ours, alone = steps_of(folder / name / case.name), steps_of(folder / "one" / case.name)
+    assert len(ours) == len(alone) == 6
+    for here, there in zip(ours, alone, strict=True):
+        for value, expected in there.items():
+            assert here[value] == pytest.approx(expected, rel=1e-3, abs=1e-6), value
+    same_weights(folder / name / case.name, folder / "one" / case.name)
+
+
+def test_weights_are_spread_where_the_strategy_says_so_those_of_frozen_models_too(runs: tuple[Path, str]) -> None:
+    folder, name = runs
+    for case in CASES:
+        found = json.loads((folder / name / case.name / "seen.json").read_text("utf-8"))
+        assert found["frozen"] == (2 if case.live else 0)
+        assert found["spread"] == [name in ("fsdp2", "zero3")] * (1 + found["frozen"])
+
+
+def test_D4_a_resumed_run_ends_where_the_whole_one_did(runs: tuple[Path, str]) -> None:
+    folder, name = runs
+    whole, resumed = folder / name / CASES[1].name, folder / name / "resumed"
+    assert steps_of(resumed) == steps_of(whole)[4:]
+    for key, value in weights_of(whole).items():
+        assert torch.equal(weights_of(resumed)[key], value), key
+
+
+def test_the_checkpoint_exports_as_it_is(runs: tuple[Path, str], tmp_path: Path) -> None:
+    folder, name = runs
+    for case in CASES:
+        out = tmp_path / case.name
+        export_checkpoint(str(folder / name / case.name / "checkpoints" / "last.ckpt"), str(out))
+        model = load_model(ModelSpec(str(out)))
+        expected = weights_of(folder / name / case.name)
+        for key, value in model.named_parameters():
+            assert torch.equal(value, expected[key]), key
