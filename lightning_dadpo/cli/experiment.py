@@ -69,6 +69,8 @@ class Experiment:
             their own, `data.init_args.tokens_per_batch`.
         keep_cut: keep chosen responses that the length cap cut, in dSFT and in pairs; they are dropped otherwise.
         launch: what the trainings are started with, for example [torchrun, --nproc_per_node, "2"].
+        launch_inference: what sampling and scoring are started with, the same or [srun, --ntasks, "8", python]; they
+            share prompts and pairs, and come to the same rows on any number of processes. All else is one process.
         notes: sentences for the report about what this experiment can and cannot show.
     """
 
@@ -87,6 +89,7 @@ class Experiment:
     tokens_per_batch: int | None = None
     keep_cut: bool = False
     launch: list[str] = field(default_factory=list)
+    launch_inference: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 
 from lightning_dadpo.cli.command_parser import CommandParser, check_files
+from lightning_dadpo.data.company import LeaderStoppedError
+from lightning_dadpo.data.ranks import Ranks, ranks_here
+from lightning_dadpo.errors import ConfigError, DadpoError
 
 __all__ = ["run_function"]
 
-TAKES_A_PATH = ("run", "report")
+TAKES_A_PATH = ("run", "report", "plan")
 """Commands whose first argument is a path and needs no flag."""
+
+SPLIT = ("sample", "score")
+"""Commands whose work several processes share; `fit` is Lightning's."""
+
+SECONDS_FOR_RANK_ZERO = 2.0
+"""Most mistakes are made on every rank at once; in this time the launcher stops the others, and one line is said."""
 
 
 def run_function(name: str, module: str, function: str, summary: str, arguments: list[str]) -> int:
     """Parse `arguments` for the function and call it.
 
     A function's return value is its exit status when it is an int, else the path that it made, which is printed.
+    Started as one of several ranks, rank 0 speaks for all; another one that fails alone says which it is.
+
+    Raises:
+        DadpoError: whatever the function raises; or the command cannot be split over several processes.
     """
+    ranks = ranks_here()
+    try:
+        if ranks.size > 1 and name not in SPLIT:
+            raise ConfigError(
+                f"dadpo {name} is one process and was started as {ranks.size}; sample, score and fit are split"
+            )
+        return _call(name, module, function, summary, arguments, ranks)
+    except LeaderStoppedError:
+        return 2
+    except DadpoError as error:
+        if ranks.leads:
+            raise
+        time.sleep(SECONDS_FOR_RANK_ZERO)
+        raise type(error)(f"rank {ranks.rank} of {ranks.size}: {error}") from error
+
+
+def _call(name: str, module: str, function: str, summary: str, arguments: list[str], ranks: Ranks) -> int:
     check_files(arguments)
     target = getattr(import_module(module), function)
     parser = CommandParser(prog=f"dadpo {name}", description=summary)
@@ -27,6 +58,6 @@ def run_function(name: str, module: str, function: str, summary: str, arguments:
     result = target(**values)
     if isinstance(result, int):
         return result
-    if result is not None:
+    if result is not None and ranks.leads:
         print(result)
     return 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import yaml
 
 from lightning_dadpo.cli.curves import join_curves
 from lightning_dadpo.cli.experiment import Experiment, read_experiment
+from lightning_dadpo.cli.functions import SPLIT
 from lightning_dadpo.cli.stages import Stage, plan_stages
 from lightning_dadpo.data.artifacts import draft, read_manifest, write_atomically
 from lightning_dadpo.data.prompts import read_prompts
@@ -91,11 +94,13 @@ def _note_time(root: Path, stage: Stage, seconds: float, status: int) -> None:
 
 
 def _check_inputs(experiment: Experiment) -> None:
-    """Prompts and models, before anything is written; the stages would say the same, one after another.
+    """Launchers, prompts and models, before anything is written; the stages would say the same, one after another.
 
     Raises:
         ConfigError, DataError: see `read_prompts` and `ModelSpec.location`.
     """
+    for launcher in (experiment.launch, experiment.launch_inference):
+        _dadpo(launcher)
     read_prompts(experiment.prompts)
     for model in (experiment.teacher, experiment.student):
         if model is not None:
@@ -118,7 +123,8 @@ def _run_stage(experiment: Experiment, stage: Stage) -> int:
     settings = Path(experiment.folder) / "settings" / f"{stage.folder.name}.yaml"
     settings.parent.mkdir(parents=True, exist_ok=True)
     if stage.command != "fit":
-        command = [*_dadpo(), stage.command, "-c", str(settings), "--out", str(stage.folder)]
+        launcher = experiment.launch_inference if stage.command in SPLIT else []
+        command = [*_dadpo(launcher), stage.command, "-c", str(settings), "--out", str(stage.folder)]
         _write_settings(settings, command, stage.settings)
         return _start(command)
     try:
@@ -131,13 +137,12 @@ def _run_stage(experiment: Experiment, stage: Stage) -> int:
 def _fit(experiment: Experiment, stage: Stage, settings: Path) -> None:
     """A training in a draft of its own; a failed one leaves its checkpoints there, to go on with."""
     made_from = {"settings": stage.settings, "configs": {file: Path(file).read_text("utf-8") for file in stage.configs}}
-    launcher = experiment.launch or [sys.executable]
     with draft(stage.folder, "fit", made_from) as work:
         overlay = _trainer_overlay(experiment, stage, work.path)
-        command = [*launcher, "-m", "lightning_dadpo", "fit"]
+        command = [*_dadpo(experiment.launch), "fit"]
         command += [part for file in (*stage.configs, str(settings)) for part in ("-c", file)]
         last = work.path / "checkpoints" / "last.ckpt"
-        if last.is_file():
+        if last.exists():  # a folder under some strategies
             command += ["--ckpt_path", str(last)]
         _write_settings(settings, command, overlay)
         status = _start(command)
@@ -169,13 +174,25 @@ def _trainer_overlay(experiment: Experiment, stage: Stage, folder: Path) -> dict
     return settings
 
 
-def _dadpo() -> list[str]:
-    return [sys.executable, "-m", "lightning_dadpo"]
+def _dadpo(launcher: Sequence[str] = ()) -> list[str]:
+    """The command, started once, or by a launcher: that of this environment where the name alone is given.
+
+    Raises:
+        ConfigError: there is no such launcher.
+    """
+    if not launcher:
+        return [sys.executable, "-m", "lightning_dadpo"]
+    beside = Path(sys.executable).with_name(launcher[0])
+    found = str(beside) if beside.is_file() else shutil.which(launcher[0])
+    if found is None:
+        raise ConfigError(f"experiment: launch and launch_inference: no command {launcher[0]!r} here")
+    return [found, *launcher[1:], "-m", "lightning_dadpo"]
 
 
 def _write_settings(path: Path, command: list[str], settings: dict[str, Any]) -> None:
-    shown = " ".join(["dadpo", *command[command.index("lightning_dadpo") + 1 :]])
-    write_atomically(path, f"# {shown}\n{yaml.safe_dump(settings, sort_keys=False)}")
+    own = command[command.index("lightning_dadpo") + 1 :]
+    shown = ["dadpo", *own] if command[0] == sys.executable else [Path(command[0]).name, *command[1:]]
+    write_atomically(path, f"# {' '.join(shown)}\n{yaml.safe_dump(settings, sort_keys=False)}")
 
 
 def _start(command: list[str]) -> int:

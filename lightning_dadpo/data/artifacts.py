@@ -22,11 +22,15 @@ from typing import Any
 
 from lightning_dadpo.errors import ArtifactError
 
-__all__ = ["Manifest", "Draft", "draft", "finished", "read_manifest", "file_digest", "versions"]
+__all__ = [
+    "Manifest", "Draft", "draft", "finished", "read_manifest", "file_digest", "versions",
+    "partial_of", "refuse_other", "plain",
+]  # fmt: skip
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
 LOCK = ".lock"
+RANKS = ".ranks"
 FORMAT = 1
 
 
@@ -86,7 +90,12 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+def partial_of(folder: Path) -> Path:
+    """Where an artefact is made."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def plain(value: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON would give it back, so that what was written compares equal with what is meant now."""
     return dict(json.loads(json.dumps(value, sort_keys=True)))
 
@@ -105,7 +114,7 @@ def read_manifest(folder: str | Path, kind: str | None = None) -> Manifest:
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
-        begun = folder.with_name(folder.name + ".partial").exists()
+        begun = partial_of(folder).exists()
         state = (
             "was begun but never finished: run its stage again" if begun else "is not an artefact (no manifest.json)"
         )
@@ -132,9 +141,9 @@ def finished(folder: str | Path, kind: str, made_from: Mapping[str, Any]) -> boo
     if not folder.exists():
         return False
     manifest = read_manifest(folder, kind)
-    if manifest.made_from != _plain(made_from):
+    if manifest.made_from != plain(made_from):
         raise ArtifactError(
-            f"{folder}: was made from something else ({_difference(manifest.made_from, _plain(made_from))}); "
+            f"{folder}: was made from something else ({_difference(manifest.made_from, plain(made_from))}); "
             "choose another folder or remove it"
         )
     return True
@@ -149,8 +158,8 @@ def draft(folder: str | Path, kind: str, made_from: Mapping[str, Any]) -> Iterat
     Raises:
         ArtifactError: another process is at work there, or it was begun from something else.
     """
-    folder, made_from, start = Path(folder), _plain(made_from), time.monotonic()
-    partial = folder.with_name(folder.name + ".partial")
+    folder, made_from, start = Path(folder), plain(made_from), time.monotonic()
+    partial = partial_of(folder)
     partial.mkdir(parents=True, exist_ok=True)
     with (partial / LOCK).open("w") as lock:
         try:
@@ -168,7 +177,17 @@ def _begin(partial: Path, made_from: dict[str, Any]) -> None:
     begun = partial / BEGUN
     if not begun.exists():
         write_atomically(begun, json.dumps(made_from, indent=1))
-    elif (old := json.loads(begun.read_text("utf-8"))) != made_from:
+    refuse_other(partial, made_from)
+
+
+def refuse_other(partial: Path, made_from: Mapping[str, Any]) -> None:
+    """Refuse to work on what was begun from something else.
+
+    Raises:
+        ArtifactError: naming what differs.
+    """
+    old = json.loads((partial / BEGUN).read_text("utf-8"))
+    if old != made_from:
         raise ArtifactError(
             f"{partial}: was begun from something else ({_difference(old, made_from)}); "
             "choose another folder or remove it"
@@ -189,6 +208,7 @@ def _complete(work: Draft, folder: Path, seconds: float) -> None:
     _refuse_existing(folder)
     os.replace(work.path, folder)
     # only now: a kill before the rename must leave what says what the rows were made from
+    shutil.rmtree(folder / RANKS, ignore_errors=True)
     for name in (BEGUN, LOCK):
         (folder / name).unlink(missing_ok=True)
 
@@ -211,5 +231,5 @@ def write_atomically(path: Path, text: str) -> None:
 def discard(folder: str | Path) -> None:
     """Remove an artefact and what was begun of it."""
     folder = Path(folder)
-    for path in (folder, folder.with_name(folder.name + ".partial")):
+    for path in (folder, partial_of(folder)):
         shutil.rmtree(path, ignore_errors=True)

@@ -7,6 +7,7 @@ person can read it, and `repr` keeps every digit of a float64.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
@@ -159,11 +160,12 @@ class RowWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists():
-            whole = path.read_bytes()
-            if whole and not whole.endswith(b"\n"):
-                with path.open("r+b") as torn:
-                    torn.truncate(whole.rfind(b"\n") + 1)
+        if path.exists() and path.stat().st_size:
+            with path.open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, *rows: Any) -> None:

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_dadpo.data.artifacts import Draft, draft, finished
+from lightning_dadpo.data.artifacts import finished
 from lightning_dadpo.data.chat import render_prompt
 from lightning_dadpo.data.prompts import PromptFile, read_prompts
-from lightning_dadpo.data.rows import PromptRow, ResponseRow, RowWriter, content_digest, read_rows
+from lightning_dadpo.data.ranks import Ranks, ranks_here, take_device
+from lightning_dadpo.data.rows import PromptRow, ResponseRow, content_digest, read_rows
+from lightning_dadpo.data.shards import SharedDraft, share, shared_draft
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.loading import (
     autocast,
@@ -21,7 +23,6 @@ from lightning_dadpo.models.loading import (
 )
 from lightning_dadpo.models.numerics import default_device, inference_precision
 from lightning_dadpo.models.spec import ModelSpec, Precision
-from lightning_dadpo.progress import progress
 from lightning_dadpo.sampling.base import Sampled, Sampler, SamplerSettings
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
 from lightning_dadpo.sampling.vllm_sampler import VllmSampler, vllm_module
@@ -31,8 +32,8 @@ __all__ = ["sample", "Backend"]
 Backend = Literal["transformers", "vllm"]
 
 BATCHES_IN_WINDOW = 8
-"""A window is drawn as a whole, its batch kept full, and then written: what a kill can lose, and what is drawn again
-together, so that every prompt has the same company then."""
+"""A window is drawn as a whole by one process, its batch kept full, and then written: what a kill can lose, and what is
+drawn again together, so that every prompt has the same company, whoever draws it and whenever."""
 
 Task = tuple[str, PromptRow, list[int]]
 """Split, prompt, and the prompt as the model reads it."""
@@ -49,12 +50,15 @@ def sample(
 ) -> Path:
     """Draw one response for every prompt from a model; a killed run goes on where it stopped.
 
+    Several processes, started by torchrun or srun, share the prompts, eight batches at a time: on several GPUs,
+    `torchrun --nproc_per_node 8 -m lightning_dadpo sample -c FILE.yaml`. Their number changes nothing in the rows.
+
     Args:
         model: which model answers.
         prompts: prompt files by split name: train, validation, heldout.
-        out: folder to make; complete or absent.
+        out: folder to make; complete or absent. All processes must see it.
         settings: temperature, top_p, cap and seed.
-        batch_size: responses drawn at a time.
+        batch_size: responses drawn at a time, by each process.
         precision: number format; by default what this machine is fast in.
         backend: what runs the model; vllm is an extra of its own, for GPUs, and wants a large batch_size.
 
@@ -63,6 +67,8 @@ def sample(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size {batch_size}: expected at least 1")
+    ranks = ranks_here()
+    take_device(ranks)
     settings = settings or SamplerSettings()
     precision = precision or inference_precision()
     rows = read_prompts(prompts)
@@ -75,12 +81,27 @@ def sample(
     }
     if finished(out, "responses", made_from):
         return Path(out)
+    if backend == "vllm":
+        _refuse_shared_gpu(ranks)
     tokenizer = load_tokenizer(model)
     tasks = [(split, row, render_prompt(tokenizer, row.messages)) for split, row in rows]
     sampler = _sampler(backend, model, tokenizer, settings, batch_size, precision)
-    with draft(out, "responses", made_from) as work, autocast(precision, default_device()):
-        _draw_all(work, sampler, tokenizer, tasks, batch_size * BATCHES_IN_WINDOW)
+    with shared_draft(out, "responses", made_from, ranks) as work, autocast(precision, default_device()):
+        _draw_all(work, sampler, tokenizer, _windows(tasks, batch_size * BATCHES_IN_WINDOW))
+        if work.leads:
+            work.draft.counts = _counts(work.draft.path / "rows.jsonl")
     return Path(out)
+
+
+def _refuse_shared_gpu(ranks: Ranks) -> None:
+    """The processes that vLLM starts take the first GPU that they see."""
+    import torch
+
+    if ranks.size > 1 and torch.cuda.device_count() > 1:
+        raise ConfigError(
+            f"backend vllm, {ranks.size} processes: each must see one GPU alone (srun --gpus-per-task 1), "
+            f"this one sees {torch.cuda.device_count()}"
+        )
 
 
 def _backend(backend: Backend, model: ModelSpec, precision: Precision) -> str:
@@ -104,25 +125,26 @@ def _windows(tasks: list[Task], size: int) -> list[list[Task]]:
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _draw_all(work: Draft, sampler: Sampler, tokenizer: Any, tasks: list[Task], size: int) -> None:
-    path = work.path / "rows.jsonl"
-    with RowWriter(path) as writer:
-        written = {row.prompt_id for row in read_rows(path, ResponseRow)}
-        windows = [
-            window for window in _windows(tasks, size) if not written.issuperset(row.prompt_id for _, row, _ in window)
-        ]
-        with progress("sampling (responses)", len(tasks), len(tasks) - sum(map(len, windows))) as bar:
-            for window in windows:
-                keys = [row.prompt_id for _, row, _ in window]
-                drawn = sampler.sample([ids for *_, ids in window], keys, bar.advance)
-                rows = (_row(tokenizer, *pair) for pair in zip(window, drawn, strict=True))
-                writer.write(*(row for row in rows if row.prompt_id not in written))
-    responses = list(read_rows(path, ResponseRow))
-    work.counts = {
-        "responses": len(responses),
-        "stopped": sum(row.finish_reason == "stop" for row in responses),
-        "tokens": sum(len(row.token_ids) for row in responses),
-    }
+def _draw_all(work: SharedDraft, sampler: Sampler, tokenizer: Any, windows: list[list[Task]]) -> None:
+    """This rank's windows."""
+    keys = [[row.prompt_id for _, row, _ in window] for window in windows]
+    with share(work, keys, ResponseRow, _prompt_id, "sampling (responses)") as own:
+        for number in own:
+            drawn = sampler.sample([ids for *_, ids in windows[number]], keys[number], own.advance)
+            own.write(number, (_row(tokenizer, *pair) for pair in zip(windows[number], drawn, strict=True)))
+
+
+def _prompt_id(row: ResponseRow) -> str:
+    return row.prompt_id
+
+
+def _counts(path: Path) -> dict[str, int]:
+    counts = {"responses": 0, "stopped": 0, "tokens": 0}
+    for row in read_rows(path, ResponseRow):
+        counts["responses"] += 1
+        counts["stopped"] += row.finish_reason == "stop"
+        counts["tokens"] += len(row.token_ids)
+    return counts
 
 
 def _row(tokenizer: Any, task: Task, drawn: Sampled) -> ResponseRow:

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from lightning_dadpo.data.artifacts import Draft, draft, finished, read_manifest
+from lightning_dadpo.data.artifacts import finished, read_manifest
 from lightning_dadpo.data.batching import collate_pairs, pair_tokens
 from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.data.plan import budgeted_batches
+from lightning_dadpo.data.ranks import ranks_here, take_device
 from lightning_dadpo.data.row_store import RowStore, column
-from lightning_dadpo.data.rows import PairRow, RowWriter, ScoreRow, read_rows
+from lightning_dadpo.data.rows import PairRow, ScoreRow, read_rows
+from lightning_dadpo.data.shards import SharedDraft, share, shared_draft
 from lightning_dadpo.errors import AuditError, ConfigError, DataError
 from lightning_dadpo.models.loading import autocast, load_frozen, load_tokenizer, model_digest
 from lightning_dadpo.models.log_probs import attention_kernel, check_trunk_and_head, describe_kernels
@@ -26,7 +28,6 @@ from lightning_dadpo.models.numerics import (
     training_precision,
 )
 from lightning_dadpo.models.spec import ModelSpec, Precision
-from lightning_dadpo.progress import progress
 from lightning_dadpo.scoring.audit import audit_live, audit_rows, audit_sampler
 from lightning_dadpo.scoring.base import Scorer
 from lightning_dadpo.scoring.live import AutocastScorer, LiveScorer
@@ -46,10 +47,14 @@ def score(
 ) -> Path:
     """Score every pair once with a frozen model, and audit what was written before it counts as finished.
 
+    Several processes, started by torchrun or srun, share the pairs: on several GPUs, `torchrun --nproc_per_node 8 -m
+    lightning_dadpo score -c FILE.yaml`. A killed run goes on where it stopped, also with another number of processes,
+    which changes nothing in the rows.
+
     Args:
         model: the anchor.
         pairs: a pairs artefact.
-        out: folder to make; complete or absent.
+        out: folder to make; complete or absent. All processes must see it.
         anchor: its name. The reference is scored exactly as the policy trains; a teacher may be scored in
             whatever is fast here.
         tokens_per_batch: tokens of a forward pass, by default what suits this machine; pairs of like length share
@@ -60,6 +65,8 @@ def score(
         AuditError: scores read back from disk differ from the model's, or from what its sampler saw.
         ConfigError, DataError, ArtifactError: see the message.
     """
+    ranks = ranks_here()
+    take_device(ranks)
     device = default_device()
     budget = default_tokens_per_batch(device) if tokens_per_batch is None else tokens_per_batch
     if budget < 1:
@@ -80,20 +87,35 @@ def score(
     check_reads_the_same_text(load_tokenizer(model), model.path, rows)
     loaded = load_frozen(model, precision, device)
     check_trunk_and_head(loaded, model.path)
-    with autocast(precision, device):
-        print(f"{device.type}, {precision}, {describe_kernels(loaded)}, batches of at most {budget} tokens")
+    if ranks.leads:
+        with autocast(precision, device):
+            print(f"{device.type}, {precision}, {describe_kernels(loaded)}, batches of at most {budget} tokens")
     scorer = AutocastScorer(LiveScorer(loaded), precision)
     sides = [side for side in ("chosen", "rejected") if manifest.made_from.get(f"{side}_model") == digest]
-    with draft(out, "scores", made_from) as work:
+    with shared_draft(out, "scores", made_from, ranks) as work:
         _score_all(work, scorer, rows, budget, device)
-        stored = ScoreTable(read_rows(work.path / "rows.jsonl", ScoreRow), work.path)
-        exact = precision == "32-true"
-        tolerance = audit_live(anchor, stored, scorer, rows, device, exact)
-        compared = audit_sampler(anchor, stored, rows, sides, tolerance, exact)
-        again = len(audit_rows(rows))
-        work.results["audit"] = {"tolerance": asdict(tolerance), "rows": again, "samples": compared}
-        print(f"audit of {anchor}: {again} pairs scored again alone, {compared} samples against their sampler: agree")
+        if work.leads:
+            work.draft.counts = {"pairs": len(rows)}
+            stored = ScoreTable(read_rows(work.draft.path / "rows.jsonl", ScoreRow), work.draft.path)
+            work.draft.results["audit"] = _audit(anchor, stored, scorer, rows, sides, device, precision == "32-true")
     return Path(out)
+
+
+def _audit(
+    anchor: str,
+    stored: ScoreTable,
+    scorer: Scorer,
+    pairs: RowStore[PairRow],
+    sides: list[str],
+    device: torch.device,
+    exact: bool,
+) -> dict[str, Any]:
+    """Hold what was written to the model and to its sampler; what was compared, for the manifest."""
+    tolerance = audit_live(anchor, stored, scorer, pairs, device, exact)
+    compared = audit_sampler(anchor, stored, pairs, sides, tolerance, exact)
+    again = len(audit_rows(pairs))
+    print(f"audit of {anchor}: {again} pairs scored again alone, {compared} samples against their sampler: agree")
+    return {"tolerance": asdict(tolerance), "rows": again, "samples": compared}
 
 
 def check_reads_the_same_text(tokenizer: Any, name: str, pairs: Sequence[PairRow]) -> None:
@@ -124,20 +146,20 @@ def _attention(model: ModelSpec, device: torch.device, precision: Precision) -> 
     return attention_kernel(model.attention, device, torch.float32 if precision == "32-true" else torch.bfloat16)
 
 
-def _score_all(work: Draft, scorer: Scorer, pairs: RowStore[PairRow], budget: int, device: torch.device) -> None:
-    """Batch after batch, each written before the next begins: a kill loses one, and no more than one is in memory."""
-    path = work.path / "rows.jsonl"
-    with RowWriter(path) as writer:
-        done = {row.pair_id for row in read_rows(path, ScoreRow)}
-        with progress("scoring (pairs)", len(pairs), len(done)) as bar:
-            for group in budgeted_batches(column(pairs, pair_tokens), budget):
-                batch = pairs.take(group)
-                missing = {pair.pair_id for pair in batch} - done
-                if missing:  # the whole batch again: company changes the last digits
-                    rows = _rows(batch, scorer.score(collate_pairs(batch).to(device)))
-                    writer.write(*(row for row in rows if row.pair_id in missing))
-                    bar.advance(len(missing))
-    work.counts = {"pairs": len(pairs)}
+def _score_all(work: SharedDraft, scorer: Scorer, pairs: RowStore[PairRow], budget: int, device: torch.device) -> None:
+    """This rank's batches, each written before the next begins: a kill loses one, and no more are in memory."""
+    groups = budgeted_batches(column(pairs, pair_tokens), budget)
+    names = [pair.pair_id for pair in pairs]
+    keys = [[names[index] for index in group] for group in groups]
+    with share(work, keys, ScoreRow, _pair_id, "scoring (pairs)") as own:
+        for number in own:
+            batch = pairs.take(groups[number])
+            own.write(number, _rows(batch, scorer.score(collate_pairs(batch).to(device))))
+            own.advance(len(batch))
+
+
+def _pair_id(row: ScoreRow) -> str:
+    return row.pair_id
 
 
 def _rows(pairs: list[PairRow], scores: PairLogProbs) -> list[ScoreRow]:

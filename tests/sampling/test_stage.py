@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lightning_dadpo.data import shards
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.chat import render_prompt
 from lightning_dadpo.data.prompts import PromptFile
@@ -84,7 +85,7 @@ def test_a_run_killed_in_the_middle_goes_on_with_the_same_rows(
         with pytest.raises(KeyboardInterrupt):
             run(tiny_folder, prompts, tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
-    rows = tmp_path / "killed.partial" / "rows.jsonl"
+    rows = tmp_path / "killed.partial" / "shards" / "0.jsonl"
     lines = rows.read_bytes().splitlines(keepends=True)
     assert len(lines) == 3
     rows.write_bytes(b"".join(lines[:2]) + lines[2][:17])  # the kill also tore a line, inside a window
@@ -109,7 +110,7 @@ def test_progress_counts_every_response_once_also_after_a_kill_inside_a_window(
         counted[:] = [total, done]
         yield SimpleNamespace(advance=counted.append)
 
-    monkeypatch.setattr(stage, "progress", counting)
+    monkeypatch.setattr(shards, "progress", counting)
     monkeypatch.setattr(stage, "BATCHES_IN_WINDOW", 1)
     run(tiny_folder, prompts, tmp_path / "out")
     assert counted[:2] == [7, 0]

@@ -98,7 +98,7 @@ def test_C3_killed_in_the_middle_nothing_is_there_and_the_rerun_gives_the_same_b
         with pytest.raises(KeyboardInterrupt):
             scored(tiny_folder, pairs, tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
-    rows = tmp_path / "killed.partial" / "rows.jsonl"
+    rows = tmp_path / "killed.partial" / "shards" / "0.jsonl"
     written = rows.read_bytes().splitlines(keepends=True)
     assert len(written) == 7  # two batches of four and three pairs: what was under way is all that is lost
     rows.write_bytes(b"".join(written[:lines]) + written[lines][:20])
