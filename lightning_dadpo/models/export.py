@@ -24,6 +24,7 @@ from lightning_dadpo.models.loading import (
 )
 from lightning_dadpo.models.model_card import ModelCard, write_model_card
 from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.models.stored_adapters import merge_adapter, stored_adapter
 
 __all__ = ["export_checkpoint", "export_model"]
 
@@ -39,7 +40,7 @@ def export_checkpoint(
     made_with: Sequence[str] = (),
     summary: str | None = None,
 ) -> Path:
-    """Write the student of a Lightning checkpoint as a plain model folder with a model card.
+    """Write the student of a Lightning checkpoint as a plain model folder with a model card; an adapter is merged.
 
     Args:
         checkpoint: a file, or the folder that DeepSpeed writes; its entry `dadpo` says which model the student
@@ -68,8 +69,7 @@ def export_checkpoint(
     }
     if finished(out, "model", made_from):
         return Path(out)
-    model = model_without_weights(start)
-    _load_weights(model, loaded["state_dict"], checkpoint)
+    model = _student(loaded, start, checkpoint)
     said = loaded["dadpo"]
     card = ModelCard(
         stage=str(said.get("stage", "training")),
@@ -121,6 +121,28 @@ def _start_model(checkpoint: str, said: Mapping[str, Any]) -> ModelSpec:
         raise DataError(f"{checkpoint}: dadpo.student: expected the fields of a model ({error})") from error
 
 
+def _student(loaded: Mapping[str, Any], start: ModelSpec, checkpoint: str) -> Any:
+    """The trained model on the CPU: the start model with the checkpoint's weights, or with its adapter merged.
+
+    Raises:
+        DataError: they do not fit, or an adapter's base is not the model any more that it was trained on.
+    """
+    if loaded["dadpo"].get("adapter") is None:
+        model = model_without_weights(start)
+        _load_weights(model, loaded["state_dict"], checkpoint)
+        return model
+    adapter = stored_adapter(loaded, checkpoint)
+    digest = model_digest(start)
+    if digest != adapter.base_digest:
+        raise DataError(
+            f"{checkpoint}: its adapter was trained on another {start.path!r} ({adapter.base_digest}) than is there "
+            f"now ({digest})"
+        )
+    model = load_model(start)
+    merge_adapter(model, adapter, checkpoint)
+    return model
+
+
 def _load_weights(model: Any, state: Mapping[str, Tensor], checkpoint: str) -> None:
     """Key by key, shape by shape; a tied head may be left out, but must not differ from the embeddings.
 
@@ -147,7 +169,16 @@ def _load_weights(model: Any, state: Mapping[str, Tensor], checkpoint: str) -> N
 
 def _step(said: Mapping[str, Any], checkpoint: str) -> str:
     objective = (said.get("objective") or {}).get("name", "a training")
-    return f"{objective}: weights of {Path(checkpoint).name}."
+    return f"{objective}: {_trained(said)} of {Path(checkpoint).name}."
+
+
+def _trained(said: Mapping[str, Any]) -> str:
+    if said.get("adapter") is None:
+        return "weights"
+    adapter = said["adapter"]["settings"]
+    targets = adapter["targets"] if adapter["targets"] == "all-linear" else ", ".join(adapter["targets"])
+    base = f" rounded to {adapter['quantize']}" if adapter["quantize"] else ""
+    return f"LoRA adapter (rank {adapter['rank']}, alpha {adapter['alpha']:g}, {targets}), merged into its base{base},"
 
 
 def _history(start: ModelSpec) -> Iterator[str]:

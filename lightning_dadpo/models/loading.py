@@ -19,6 +19,7 @@ from lightning_dadpo.data.artifacts import file_digest
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.models.attention import TOKEN_TREES
 from lightning_dadpo.models.log_probs import Kernels, prepare
+from lightning_dadpo.models.quantization import nf4_arguments
 from lightning_dadpo.models.spec import ModelSpec, Precision
 
 __all__ = [
@@ -79,16 +80,24 @@ def _reason(spec: ModelSpec, error: Exception) -> str:
     return said if len(said) <= 300 else said[:300] + " ..."
 
 
-def load_model(spec: ModelSpec, precision: Precision = "32-true") -> Model:
+def load_model(spec: ModelSpec, precision: Precision = "32-true", nf4_on: torch.device | None = None) -> Model:
     """The causal language model, on the CPU, in eval mode, its weights float32 unless the precision is bf16-true.
 
+    Args:
+        spec: which model. precision: see above.
+        nf4_on: a CUDA GPU to hold its linear layers on, in 4 bits.
+
     Raises:
-        ConfigError: the folder or package is not there.
+        ConfigError: the folder or package is not there, or a GGUF file was to be held in 4 bits.
         DataError: it holds no loadable causal language model, or not all of its weights.
     """
     arguments = _arguments(spec)
     if spec.gguf_file is not None:
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    if nf4_on is not None:
+        if spec.gguf_file is not None:
+            raise ConfigError(f"model {spec.path!r}: quantize nf4 needs its weights as safetensors; export it first")
+        arguments |= nf4_arguments(nf4_on)
     with _loading(spec, "model"):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             spec.location(),
@@ -118,8 +127,8 @@ def _refuse_gaps(spec: ModelSpec, model: Model, report: Mapping[str, Any]) -> No
         raise DataError(f"model {spec.path!r}: its files hold more layers than the {layers} that its config says")
 
 
-def model_without_weights(spec: ModelSpec) -> Model:
-    """The model's modules on the meta device, as its config says, for weights from elsewhere.
+def model_without_weights(spec: ModelSpec, device: str = "meta") -> Model:
+    """The model's modules as its config says, for weights from elsewhere; on the meta device they take no memory.
 
     Raises:
         ConfigError, DataError: as `load_model`.
@@ -128,7 +137,7 @@ def model_without_weights(spec: ModelSpec) -> Model:
     trusted = arguments["trust_remote_code"]
     with _loading(spec, "config"):
         config = transformers.AutoConfig.from_pretrained(spec.location(), **arguments)
-        with torch.device("meta"):
+        with torch.device(device):
             model = transformers.AutoModelForCausalLM.from_config(
                 config, attn_implementation=TOKEN_TREES, trust_remote_code=trusted
             )
@@ -151,7 +160,10 @@ def load_tokenizer(spec: ModelSpec) -> Tokenizer:
         DataError: there is none.
     """
     with _loading(spec, "tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(spec.location(), **_arguments(spec))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(spec.location(), **_arguments(spec))
+    if spec.chat_template is not None:
+        tokenizer.chat_template = Path(spec.chat_template).read_text("utf-8")
+    return tokenizer
 
 
 def end_of_turn_ids(model: Model, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -174,10 +186,11 @@ def count_parameters(model: nn.Module) -> int:
 def model_digest(spec: ModelSpec) -> str:
     """Digest of what the weights, the config, the tokenizer and the template say; of the name for a hub model."""
     folder = Path(spec.location())
+    template = "" if spec.chat_template is None else Path(spec.chat_template).read_text("utf-8")
     if not folder.is_dir():
-        return sha256(f"{spec.path}@{spec.revision}/{spec.gguf_file}".encode()).hexdigest()[:16]
+        return sha256(f"{spec.path}@{spec.revision}/{spec.gguf_file}{template}".encode()).hexdigest()[:16]
     # generation_config.json lists the ids that end a turn; older folders keep the template in tokenizer_config.json
     names = ("*.safetensors", "*config.json", "tokenizer*", "vocab*", "merges.txt", "chat_template*", "*.gguf")
     files = sorted({path for name in names for path in folder.glob(name) if path.is_file()})
-    said = "".join(file_digest(path) for path in files) + str(spec.gguf_file)
+    said = "".join(file_digest(path) for path in files) + str(spec.gguf_file) + template
     return sha256(said.encode()).hexdigest()[:16]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from lightning_dadpo.errors import ConfigError
 
-__all__ = ["ModelSpec", "Precision", "Attention"]
+__all__ = ["ModelSpec", "AdapterSpec", "Precision", "Attention"]
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 """Lightning's names: float32; float32 weights with bfloat16 autocast; bfloat16 weights."""
@@ -32,6 +32,7 @@ class ModelSpec:
         attention: kernel for training and scoring: sdpa anywhere, varlen on a CUDA GPU in 16 bits; auto takes varlen
             where it runs. Policy and reference must use the same one.
         chunk_tokens: predictions whose logits are in memory at a time; by default what suits the device.
+        chat_template: a Jinja file that takes the place of the tokenizer's own template, for one that has none.
     """
 
     path: str
@@ -40,8 +41,11 @@ class ModelSpec:
     trust_remote_code: bool = False
     attention: Attention = "auto"
     chunk_tokens: int | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
+        if self.chat_template is not None and not Path(self.chat_template).is_file():
+            raise ConfigError(f"model {self.path!r}: chat_template {self.chat_template}: no such file")
         if self.attention not in get_args(Attention):
             raise ConfigError(f"model {self.path!r}: attention {self.attention!r}: expected auto, sdpa or varlen")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
@@ -71,3 +75,41 @@ class ModelSpec:
         if not Path(self.path).expanduser().is_dir() and (looks_local or Path(self.path).parts[0] in ("runs",)):
             raise ConfigError(f"model path {self.path!r}: no such folder")
         return str(Path(self.path).expanduser())
+
+    def resolved(self) -> ModelSpec:
+        """The same with a folder's whole path, so that two ways to write one path compare equal."""
+        folder = Path(self.path).expanduser()
+        return replace(self, path=str(folder.resolve())) if folder.is_dir() else self
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """A LoRA adapter (arXiv 2106.09685): a weight W becomes W + alpha / rank * B A, and A and B alone are trained.
+
+    Attributes:
+        rank: rows of A and columns of B.
+        alpha: with the rank the factor on B A; double the rank is usual.
+        dropout: probability with which an input of A is dropped, in training alone.
+        targets: all-linear for every linear layer but the head, or a list of layer names such as q_proj.
+        quantize: nf4 holds the frozen base in 4 bits (QLoRA, arXiv 2305.14314); needs a CUDA GPU.
+        start: checkpoint of an adapter's training to go on from, on the same base; a fresh adapter otherwise.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    quantize: Literal["nf4"] | None = None
+    start: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"model.adapter.rank {self.rank}: expected at least 1")
+        if not self.alpha > 0:
+            raise ConfigError(f"model.adapter.alpha {self.alpha}: expected a number > 0")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.adapter.dropout {self.dropout}: expected a probability in [0, 1)")
+        if not self.targets or (isinstance(self.targets, str) and self.targets != "all-linear"):
+            raise ConfigError(f"model.adapter.targets {self.targets!r}: expected all-linear or a list of layer names")
+        if self.quantize not in (None, "nf4"):
+            raise ConfigError(f"model.adapter.quantize {self.quantize!r}: expected nf4, or nothing")

@@ -68,7 +68,7 @@ class CheckScores(L.Callback):
             self._audit_teacher(pl_module, pairs)
         self._report(trainer, pl_module, pairs)
         for name, scorer in pl_module.scorers.items():
-            if name not in pl_module.frozen:  # refuse a pair without scores now, not at the first validation
+            if name not in pl_module.live:  # refuse a pair without scores now, not at the first validation
                 for rows in trainer.datamodule.rows.values():  # type: ignore[attr-defined]
                     scores_of(scorer, rows)
 
@@ -106,7 +106,7 @@ class CheckScores(L.Callback):
 
     def _audit_teacher(self, module: PreferenceModule, pairs: list[PairRow]) -> None:
         stored = module.scorers["teacher"]
-        if "teacher" not in module.frozen and self.teacher is not None:
+        if "teacher" not in module.live and self.teacher is not None:
             precision = _scored_in(stored, module.device)
             model = load_frozen(self.teacher, precision, module.device)
             live = AutocastScorer(LiveScorer(model), precision)
@@ -115,8 +115,8 @@ class CheckScores(L.Callback):
             if self.chosen_from_teacher:
                 compared = audit_sampler("teacher", stored, pairs, ["chosen"], tolerance, exact)
                 print(f"audit of the teacher: {min(8, len(pairs))} pairs scored again, {compared} samples compared")
-        if self.chosen_from_teacher and "teacher" not in module.frozen and "reference" in module.scorers:
-            if "reference" in module.frozen:
+        if self.chosen_from_teacher and "teacher" not in module.live and "reference" in module.scorers:
+            if "reference" in module.live:
                 return
             own, students = audit_own_samples(stored, module.scorers["reference"], pairs)
             print(f"its own samples get {own:.2f} nats a response from the teacher, {students:.2f} from the reference")
@@ -126,7 +126,7 @@ class CheckScores(L.Callback):
         """Saturation, from every pair where all scores are at hand, else from some that live anchors are asked."""
         if not {"reference", "teacher"} <= set(module.scorers):
             return
-        live = [name for name in module.scorers if name in module.frozen]
+        live = module.live
         rows = audit_rows(pairs, LIVE_PAIRS) if live else pairs
         scores = {}
         for name, scorer in module.scorers.items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,16 +12,26 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.models.adapters import attach_adapter, describe_adapter, is_trained_weight, require_peft
 from lightning_dadpo.models.loading import load_model
 from lightning_dadpo.models.log_probs import check_trunk_and_head, describe_kernels
-from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.models.modes import in_eval_mode
+from lightning_dadpo.models.quantization import require_nf4
+from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.training.metrics import ExampleMeans
 from lightning_dadpo.training.optimization import Schedule, parameter_groups, warmup_then_cosine
-from lightning_dadpo.training.sharding import gradient_norm, loading_under, prepare_strategy, shard_under
+from lightning_dadpo.training.sharding import (
+    gradient_norm,
+    loading_under,
+    prepare_strategy,
+    shard_under,
+    weights_are_spread,
+)
 
 __all__ = ["StudentModule", "DescribesBatches", "logging_interval", "in_eval_mode"]
 
 FROZEN = "frozen."
+STUDENT = "student."
 
 
 @runtime_checkable
@@ -42,13 +50,20 @@ class StudentModule(L.LightningModule):
         optimizer: made from the student's trainable parameters alone.
         schedule: the learning rate over the run.
         names: the values that are averaged for the logs.
+        adapter: train a LoRA adapter on the student, whose own weights then stand still and are in no checkpoint.
     """
 
     def __init__(
-        self, student: ModelSpec, optimizer: OptimizerCallable, schedule: Schedule | None, names: list[str]
+        self,
+        student: ModelSpec,
+        optimizer: OptimizerCallable,
+        schedule: Schedule | None,
+        names: list[str],
+        adapter: AdapterSpec | None,
     ) -> None:
         super().__init__()
-        self.student_spec = student
+        self.student_spec, self.adapter = student, adapter
+        self._adapter_contents: dict[str, Any] = {}
         self.optimizer = optimizer
         self.schedule = schedule or Schedule()
         self.student: Any = None
@@ -57,29 +72,53 @@ class StudentModule(L.LightningModule):
         self.evaluation_means = ExampleMeans(names)
         self._random_states: list[dict[str, Tensor]] = []
         self.strict_loading = False  # the frozen models' keys are not in a checkpoint; on_load_checkpoint is strict
-        self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(_forgive_frozen)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(_drop_unsaved)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_forgive_unsaved)  # type: ignore[no-untyped-call]
 
     def setup(self, stage: str) -> None:
-        """Tell the strategy what it cannot find out."""
-        prepare_strategy(self.trainer.strategy)
+        """Tell the strategy what it cannot find out, and refuse an adapter that cannot work here.
+
+        Raises:
+            ConfigError: it needs a package, a GPU or another strategy.
+        """
+        strategy = self.trainer.strategy
+        prepare_strategy(strategy)
+        if self.adapter is not None:
+            require_peft()
+            if self.adapter.quantize is not None:
+                require_nf4(strategy.root_device)
+                if weights_are_spread(strategy):
+                    raise ConfigError(
+                        f"model.adapter.quantize {self.adapter.quantize}: {type(strategy).__name__} would spread 4-bit "
+                        "weights over ranks; expected ddp or one process"
+                    )
 
     def configure_model(self) -> None:
-        """Load the student, in float32 and in training mode; Lightning may call this more than once."""
+        """Load the student, in float32 and in training mode, with its adapter; Lightning may call this twice."""
         if self.student is not None:
             return
         precision = str(self.trainer.precision)
         if precision not in ("32-true", "bf16-mixed"):
             # bf16 weights round most updates of a small learning rate away (trap D8)
             raise ConfigError(f"trainer.precision {precision}: expected 32-true or bf16-mixed (float32 weights)")
-        self.student = self.load(self.student_spec, trainable=True)
+        if self.adapter is not None:
+            self._adapter_contents = describe_adapter(self.adapter, self.student_spec)
+        self.student = self.load(self.student_spec, trainable=True, adapter=self.adapter)
         self.student.train()
 
-    def load(self, spec: ModelSpec, trainable: bool) -> Any:
-        """A model in float32, in eval mode, spread over ranks where the strategy does so."""
+    def load(self, spec: ModelSpec, trainable: bool, adapter: AdapterSpec | None = None) -> Any:
+        """A model in float32, in eval mode, spread over ranks where the strategy does so.
+
+        Args:
+            spec: which model. trainable: whether its weights are trained. adapter: or this adapter on it.
+        """
+        in_4_bits = adapter is not None and adapter.quantize is not None
         with loading_under(self.trainer.strategy):
-            model = load_model(spec)
-        model.requires_grad_(trainable)
+            model = load_model(spec, nf4_on=self.trainer.strategy.root_device if in_4_bits else None)
+        if adapter is None:
+            model.requires_grad_(trainable)
+        else:
+            attach_adapter(model, adapter, spec)
         shard_under(self.trainer.strategy, model)
         return model
 
@@ -142,7 +181,8 @@ class StudentModule(L.LightningModule):
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint says of itself, in plain values."""
-        return {"student": asdict(self.student_spec)}
+        said: dict[str, Any] = {"student": asdict(self.student_spec)}
+        return said | ({"adapter": self._adapter_contents} if self.adapter is not None else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the weights are, and where every rank's dropout stands."""
@@ -158,8 +198,15 @@ class StudentModule(L.LightningModule):
         return state | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
 
     def _shapes(self) -> dict[str, list[int]]:
-        """Of the student's weights, also where this rank holds parts of them."""
-        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self.student.named_parameters()}
+        """Of the trained weights, also where this rank holds parts of them."""
+        trained = ((name, p) for name, p in self.student.named_parameters() if p.requires_grad)
+        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained}
+
+    def is_saved(self, key: str) -> bool:
+        """Whether a checkpoint holds this key of the state: frozen models and a base under an adapter stay out."""
+        if key.startswith(FROZEN):
+            return False
+        return self.adapter is None or not key.startswith(STUDENT) or is_trained_weight(key)
 
     def on_train_start(self) -> None:
         """Dropout goes on where the checkpoint left it, rank by rank; in a new run ranks drop different units."""
@@ -196,6 +243,7 @@ class StudentModule(L.LightningModule):
                     f"checkpoint and student do not fit: {len(missing)} keys missing, {len(unexpected)} unexpected, "
                     f"for example {min(missing | unexpected)}"
                 )
+        self._check_base(said)
         if self.trainer.state.fn != "fit":
             return
         for name, (was, now) in self._continued_from(said).items():
@@ -206,11 +254,31 @@ class StudentModule(L.LightningModule):
             raise ConfigError(f"cannot resume: world_size was {was} and is {now} now")
         self._random_states = checkpoint["random_states"]
 
+    def _check_base(self, said: dict[str, Any]) -> None:
+        """An adapter on another base is another model, which no weight in the checkpoint would show.
+
+        Raises:
+            ConfigError: naming both bases.
+        """
+        was_on = said["student"]["path"]
+        was, now = said.get("adapter", {}).get("base"), self._adapter_contents.get("base")
+        if was != now:
+            raise ConfigError(
+                f"the checkpoint's adapter was trained on {was_on!r} ({was}), "
+                f"but the student is {self.student_spec.path!r} ({now})"
+            )
+
     def _continued_from(self, said: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """What must not change under a run that goes on: its value in the checkpoint, and now."""
         names = ("path", "revision", "gguf_file")
         now = asdict(self.student_spec)
-        return {f"student.{name}": (said["student"].get(name), now[name]) for name in names}
+        same = {f"student.{name}": (said["student"].get(name), now[name]) for name in names}
+        if self.adapter is not None:
+            there, here = said["adapter"], self._adapter_contents
+            settings = {name for name in here["settings"] if name != "start"}  # its weights are what counts
+            same |= {f"adapter.{name}": (there["settings"].get(name), here["settings"][name]) for name in settings}
+            same["adapter.start"] = (there["start"], here["start"])
+        return same
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
         """DeepSpeed's own gradient norm, which it knows behind the step."""
@@ -251,22 +319,10 @@ def logging_interval(trainer: L.Trainer) -> int:
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule is in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix + FROZEN)]:
+def _drop_unsaved(module: StudentModule, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix) and not module.is_saved(key.removeprefix(prefix))]:
         del state[key]
 
 
-def _forgive_frozen(module: nn.Module, incompatible: Any) -> None:
-    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if FROZEN not in key]
+def _forgive_unsaved(module: StudentModule, incompatible: Any) -> None:
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if module.is_saved(key)]

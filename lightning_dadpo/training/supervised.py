@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_dadpo.losses import response_nll
 from lightning_dadpo.models.log_probs import model_log_probs
-from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.training.normalisation import framework_divisor
 from lightning_dadpo.training.optimization import Schedule
 from lightning_dadpo.training.student import StudentModule
@@ -26,12 +26,17 @@ class SupervisedModule(StudentModule):
         student: the model that training starts from.
         optimizer: class and arguments; it is given the student's trainable parameters alone.
         schedule: warm-up and cosine.
+        adapter: a LoRA adapter to train in place of the student's own weights.
     """
 
     def __init__(
-        self, student: ModelSpec, optimizer: OptimizerCallable = torch.optim.AdamW, schedule: Schedule | None = None
+        self,
+        student: ModelSpec,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        adapter: AdapterSpec | None = None,
     ) -> None:
-        super().__init__(student, optimizer, schedule, ["loss"])
+        super().__init__(student, optimizer, schedule, ["loss"], adapter)
 
     def describe(self) -> dict[str, Any]:
         """See `StudentModule.describe`."""
