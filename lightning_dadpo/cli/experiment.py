@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.errors import ConfigError
@@ -44,7 +44,7 @@ class FitRecipe:
     """
 
     configs: list[str]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)  # type: ignore[type-arg] # the parser would make objects of Any
     checkpoint: Literal["last", "best"] = "last"
 
 

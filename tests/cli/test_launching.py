@@ -80,6 +80,16 @@ def test_an_experiment_says_what_sampling_and_scoring_are_started_with(
         assert header.startswith(f"{repeated}{stage.command} -c ")
 
 
+def test_the_settings_of_a_recipe_stay_as_they_are_written(tmp_path: Path) -> None:
+    """A strategy is the training's to make; another machine may have what it needs."""
+    path = small_experiment(tmp_path)
+    experiment = yaml.safe_load(path.read_text("utf-8"))
+    strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"no_such_option": 1}}
+    experiment["dsft"]["settings"]["trainer"] = {"strategy": strategy}
+    path.write_text(yaml.safe_dump(experiment), "utf-8")
+    assert read_experiment(str(path)).dsft.settings == experiment["dsft"]["settings"]
+
+
 def test_a_launcher_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     experiment = small_experiment(tmp_path, launch_inference=["no-such-launcher"])
     with pytest.raises(ConfigError, match="no command 'no-such-launcher'"):
