@@ -21,6 +21,7 @@ from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.consolidate import checkpoint_files
 from lightning_dadpo.models.loading import model_digest
 from lightning_dadpo.models.modes import in_eval_mode
+from lightning_dadpo.models.sharding import whole_while_written
 from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.models.stored_adapters import (
     TRAINED,
@@ -69,27 +70,38 @@ def attach_adapter(model: Any, spec: AdapterSpec, base: ModelSpec) -> None:
     peft = require_peft()
     before = None if spec.start is None else _start(spec, base)
     names = target_layers(model, spec.targets, base.path)
-    settings = {"r": spec.rank, "lora_alpha": spec.alpha}
+    settings = {"r": spec.rank, "lora_alpha": spec.alpha, "init_lora_weights": False}
     # ranks must draw the same, also where loading has drawn on some of them; peft moves what it made to the base
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(torch.initial_seed())
         config = peft.LoraConfig(target_modules=list(names), lora_dropout=spec.dropout, **settings)
         peft.inject_adapter_in_model(config, model, TRAINED)
-        if before is not None:
-            check_layers(before, {name: model.get_submodule(name) for name in names}, str(spec.start))
-            for name, weights in before.weights.items():
-                layer = model.get_submodule(name)
+        layers = {name: model.get_submodule(name) for name in names}
+        torch.default_generator.manual_seed(torch.initial_seed())
+        if before is None:
+            for layer in layers.values():
+                _begin(layer)
+        else:
+            check_layers(before, layers, str(spec.start))
+            for name, layer in layers.items():
                 layer.update_layer(START, spec.rank, lora_alpha=spec.alpha, config=peft.LoraConfig(**settings))
-                _write(layer, TRAINED, weights)
-                _write(layer, START, weights)
+                for adapter in (TRAINED, START):
+                    _write(layer, adapter, before.weights[name])
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable == {f"{name}{end}" for name in names for end in WEIGHTS}
 
 
+def _begin(layer: Any) -> None:
+    """B = 0, A as a linear layer begins."""
+    with whole_while_written([layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight]):
+        layer.reset_lora_parameters(TRAINED, True)
+
+
 @torch.no_grad()
 def _write(layer: Any, adapter: str, weights: tuple[Tensor, Tensor]) -> None:
-    for part, value in zip((layer.lora_A, layer.lora_B), weights, strict=True):
-        part[adapter].weight.copy_(value)
+    parts = [part[adapter].weight for part in (layer.lora_A, layer.lora_B)]
+    with whole_while_written(parts):
+        for part, value in zip(parts, weights, strict=True):
+            part.copy_(value)
 
 
 def _start(spec: AdapterSpec, base: ModelSpec) -> StoredAdapter:

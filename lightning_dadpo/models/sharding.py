@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from lightning_dadpo.models.pruning import decoder_layers
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["partitioned_while_loading", "shard_layers"]
+__all__ = ["partitioned_while_loading", "whole_while_written", "shard_layers"]
 
 
 @contextmanager
@@ -30,6 +32,22 @@ def partitioned_while_loading(config: dict[str, Any]) -> Iterator[None]:
     finally:
         unset_hf_deepspeed_config()  # or every later model, a teacher's audit for one, would be partitioned too
         del kept
+
+
+@contextmanager
+def whole_while_written(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside the context weights that ZeRO-3 has partitioned are whole; what rank 0 writes into them is what all get.
+
+    Without it an initialisation would be lost in silence: it would be made in an empty tensor.
+    """
+    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not partitioned:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
+        yield
 
 
 def shard_layers(model: Any, mesh: DeviceMesh) -> None:
