@@ -13,7 +13,7 @@ from lightning_dadpo.models.spec import ModelSpec
 
 __all__ = ["estimate_minutes"]
 
-SHARE_OF_MATMUL_RATE = {"sample": 0.25, "score": 0.55, "train": 0.75}
+SHARE_OF_MATMUL_RATE = {"sample": 0.5, "score": 0.55, "train": 0.75}
 SECONDS_A_STAGE = 8.0
 PROMPT_TOKENS = 55
 

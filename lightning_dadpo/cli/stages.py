@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lightning_dadpo.cli.experiment import Experiment, FitRecipe
+from lightning_dadpo.cli.recipe import merge, merged_settings, shards_the_student
 from lightning_dadpo.data.rows import content_digest
 from lightning_dadpo.models.spec import ModelSpec
 
@@ -69,7 +70,7 @@ class _Planner:
 
     def fit(self, name: str, recipe: FitRecipe, overlay: dict[str, Any], made_with: list[str]) -> str:
         """A training and its export; the exported folder."""
-        trained = self.add(name, "fit", _merge(recipe.settings, overlay), configs=tuple(recipe.configs))
+        trained = self.add(name, "fit", merge(recipe.settings, overlay), configs=tuple(recipe.configs))
         checkpoint = f"{trained}/checkpoints/{recipe.checkpoint}.ckpt"
         said = {"teacher": self.experiment.teacher.path, "made_with": made_with}
         return self.add(f"model-{name}", "export", {"checkpoint": checkpoint, **said})
@@ -88,14 +89,6 @@ def _identity(spec: ModelSpec, root: Path) -> Any:
     if folder.is_relative_to(root) or not folder.is_dir():
         return None
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
-
-
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
 
 
 def plan_stages(experiment: Experiment) -> list[Stage]:
@@ -133,7 +126,7 @@ def plan_stages(experiment: Experiment) -> list[Stage]:
     }
     students = {experiment.initial_name: initial, "dsft": ModelSpec(dsft)}
     for name, recipe in experiment.objectives.items():
-        overlay = _preference(dsft, pairs, scores) | _callbacks(teacher, answers, rejected)
+        overlay = _preference(dsft, pairs, scores) | _callbacks(teacher, answers, rejected, recipe)
         students[name] = ModelSpec(planner.fit(name, recipe, overlay, [answers, rejected, pairs]))
     _evaluation(planner, teacher, answers, students, seed + 1)
     return planner.stages
@@ -177,17 +170,16 @@ def _preference(dsft: str, pairs: str, scores: dict[str, str]) -> dict[str, Any]
     }
 
 
-def _callbacks(teacher: ModelSpec, answers: str, rejected: str) -> dict[str, Any]:
-    """What only the pipeline can fill in: the teacher that is audited and the answers to compare with."""
-    watch = {"teacher": asdict(teacher), "teacher_responses": answers, "reference_responses": rejected}
-    return {
-        "trainer": {
-            "callbacks+": [
-                {"class_path": "CheckScores", "init_args": {"teacher": asdict(teacher)}},
-                {"class_path": "WatchDistances", "init_args": watch},
-            ]
-        }
-    }
+def _callbacks(teacher: ModelSpec, answers: str, rejected: str, recipe: FitRecipe) -> dict[str, Any]:
+    """What only the pipeline can fill in: the teacher that is audited and the answers to compare with.
+
+    A student that is spread over devices cannot be sampled on the way, so nothing is watched there.
+    """
+    callbacks: list[dict[str, Any]] = [{"class_path": "CheckScores", "init_args": {"teacher": asdict(teacher)}}]
+    if not shards_the_student(merged_settings(recipe)):
+        watch = {"teacher": asdict(teacher), "teacher_responses": answers, "reference_responses": rejected}
+        callbacks.append({"class_path": "WatchDistances", "init_args": watch})
+    return {"trainer": {"callbacks+": callbacks}}
 
 
 def _evaluation(planner: _Planner, teacher: ModelSpec, answers: str, students: dict[str, ModelSpec], seed: int) -> None:

@@ -79,7 +79,7 @@ def _layout(model: Any, batch: PackedBatch) -> Layout:
     return variable_lengths(batch) if kernel == "varlen" else masked_rows(batch)
 
 
-def _answer(model: Any, batch: PackedBatch, question: Question) -> Tensor:
+def _answer(model: Any, batch: PackedBatch, question: Question, layout: Layout | None = None) -> Tensor:
     """What the head answers behind the trunk's states of every token; no key-value cache is kept."""
     head = model.get_output_embeddings()
     if not isinstance(head, AskedHead):  # an adapter on the head would be left out of the product, and of training
@@ -91,13 +91,18 @@ def _answer(model: Any, batch: PackedBatch, question: Question) -> Tensor:
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.token_ids.device),
             position_ids=batch.position_ids[None],
             use_cache=False,
-            token_trees=_layout(model, batch),
+            token_trees=layout if layout is not None else _layout(model, batch),
         ).logits
     return answer
 
 
-def model_log_probs(model: Any, batch: PackedBatch) -> SequenceLogProbs:
+def model_log_probs(model: Any, batch: PackedBatch, layout: Layout | None = None) -> SequenceLogProbs:
     """Log pi(y|x) of each sequence in nats, under the model's current mode and autocast.
+
+    Args:
+        model: prepared.
+        batch: token trees.
+        layout: attention's view of them, where it has been made before.
 
     Raises:
         ConfigError: the model's head is more than a matrix.
@@ -106,7 +111,7 @@ def model_log_probs(model: Any, batch: PackedBatch) -> SequenceLogProbs:
     def totals(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return packed_log_probs(states[0], weight, bias, batch, model.kernels.chunk_tokens).total
 
-    return SequenceLogProbs(_answer(model, batch, totals), batch.num_response_tokens)
+    return SequenceLogProbs(_answer(model, batch, totals, layout), batch.num_response_tokens)
 
 
 def response_logits(model: Any, batch: PackedBatch) -> Tensor:

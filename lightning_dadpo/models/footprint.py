@@ -1,0 +1,123 @@
+"""What a model costs in memory and in floating-point operations, counted on tensors that have no storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lightning_dadpo.data.packing import pack
+from lightning_dadpo.logprobs import default_chunk_tokens
+from lightning_dadpo.models.attention import masked_rows
+from lightning_dadpo.models.loading import autocast, model_without_weights
+from lightning_dadpo.models.log_probs import Kernels, model_log_probs, prepare
+from lightning_dadpo.models.pruning import decoder_layers
+from lightning_dadpo.models.spec import ModelSpec, Precision
+from lightning_dadpo.types import PackedBatch
+
+__all__ = ["Footprint", "footprint"]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Sizes of a model, and of what one micro-batch of preference pairs leaves behind in it.
+
+    Attributes:
+        parameters: unique ones; a tied head counts once.
+        layers: decoder layers.
+        layer: parameters of the largest decoder layer.
+        matrices: parameters of the matrices that every token is multiplied with, the head left out.
+        head: parameters of the output head.
+        saved_bytes: what autograd keeps of the micro-batch for the backward pass, the head's part included.
+        chunk_bytes: float32 logits of one chunk of the head.
+    """
+
+    parameters: int
+    layers: int
+    layer: int
+    matrices: int
+    head: int
+    saved_bytes: int
+    chunk_bytes: int
+
+
+def footprint(
+    spec: ModelSpec,
+    lengths: tuple[int, int, int],
+    tokens_per_batch: int,
+    precision: Precision,
+    device: torch.device,
+    remove_share: float = 0.0,
+) -> Footprint:
+    """Count a model from its config alone.
+
+    Args:
+        spec: the model; of its folder only config.json is read.
+        lengths: tokens of a prompt, a chosen and a rejected response; a micro-batch holds as many such pairs as
+            its budget allows, one at least.
+        tokens_per_batch: that budget.
+        precision: of the forward pass.
+        device: that it will run on.
+        remove_share: share of the parameters that pruning will take out in whole layers.
+
+    Raises:
+        ConfigError, DataError: the config cannot be read.
+    """
+    batch = _micro_batch(lengths, tokens_per_batch, device)
+    layout = masked_rows(batch)  # real: how wide its rows are depends on what is in them
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = model_without_weights(spec, device.type).train()
+        layers = decoder_layers(model, spec.path)
+        total = _unique(model)
+        while remove_share and total - _unique(model) < remove_share * total and len(layers) > 1:
+            del layers[-1]  # which one makes no difference to what is counted
+        model.config.num_hidden_layers = len(layers)
+        prepare(model, Kernels(spec.attention, spec.chunk_tokens))
+        head = model.get_output_embeddings()
+        chunk = min(spec.chunk_tokens or default_chunk_tokens(head.out_features, device), len(batch.targets))
+        with _counted(model) as sizes, autocast(precision, device):
+            model_log_probs(model, batch, layout).total.sum()
+        return Footprint(
+            parameters=_unique(model),
+            layers=len(layers),
+            layer=max(_unique(layer) for layer in layers),
+            matrices=sum(m.weight.numel() for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)),
+            head=head.weight.numel(),
+            saved_bytes=sum(sizes.values()),
+            chunk_bytes=4 * chunk * head.out_features,
+        )
+
+
+def _micro_batch(lengths: tuple[int, int, int], budget: int, device: torch.device) -> PackedBatch:
+    """As many pairs of these lengths as the budget allows, one at least."""
+    prompt, chosen, rejected = lengths
+    # two different first tokens, so that the responses share nothing but the prompt
+    responses = [[2] + [1] * (chosen - 1), [3] + [1] * (rejected - 1)]
+    pairs = max(1, budget // (prompt + chosen + rejected - 2))
+    return pack([[1] * prompt] * pairs, [responses] * pairs).to(device)
+
+
+def _unique(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextmanager
+def _counted(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes of every storage that autograd keeps inside the context, weights left out; each storage once."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
+    kept: list[Tensor] = []  # alive, or a storage's address could be given to the next one
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights and storage._cdata not in sizes:
+            sizes[storage._cdata] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield sizes

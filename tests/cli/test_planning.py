@@ -1,0 +1,112 @@
+"""`dadpo plan`: the paper's sizes, counted from configs alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_dadpo.cli.main import main
+from lightning_dadpo.cli.planning import Workload, plan_modes, recommended
+from lightning_dadpo.cli.recipe import shards_the_student, strategy_of
+from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.models.footprint import Footprint
+from lightning_dadpo.training.memory import Layout
+
+RECIPES = Path(__file__).parents[2] / "configs" / "recipes"
+EIGHT_H100 = ["--device", "cuda", "--device_memory_gib", "80", "--teraflops", "400"]
+GIGABYTE = 10**9
+
+
+def planned(tmp_path: Path, recipe: str, *options: str) -> dict[str, Any]:
+    out = tmp_path / "plan.json"
+    assert main(["plan", str(RECIPES / f"{recipe}.yaml"), *EIGHT_H100, "--out", str(out), *options]) == 0
+    found: dict[str, Any] = json.loads(out.read_text("utf-8"))
+    return found
+
+
+def test_the_pruned_vicuna_is_planned_from_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(tmp_path, "vicuna", "--pairs", "50000")
+    assert found["teacher"]["parameters"] == 6_738_415_616
+    removed = found["teacher"]["parameters"] - found["student"]["parameters"]
+    assert removed == 7 * found["teacher"]["layer"]  # six of 32 layers would be 18 %
+    assert found["layout"]["strategy"] == "fsdp2"
+    cached = found["modes"]["cached"]
+    assert cached["parts"]["optimizer"] == 8 * found["student"]["parameters"] / 8
+    assert cached["fits"]
+    assert found["take"] == "cached"
+    assert found["modes"]["live"]["parts"]["frozen"] > cached["parts"]["frozen"] == 0
+    shown = capsys.readouterr().out
+    assert "take cached" in shown
+    assert "50000 pairs" in shown
+
+
+def test_two_qwens_are_planned_though_the_width_of_their_logits_differs(tmp_path: Path) -> None:
+    found = planned(tmp_path, "qwen", "--pairs", "1000", "--prompt_tokens", "150", "--response_tokens", "300")
+    assert found["teacher"]["parameters"] == 7_615_616_512
+    assert found["student"]["parameters"] == 1_543_714_304
+    # one epoch from scores, a pair: the student on prompt and both responses, the head made three times
+    student, teacher = found["student"], found["teacher"]
+    pair = 6 * student["matrices"] * 748 + 8 * student["head"] * 600
+    scored = sum(2 * (model["matrices"] * 748 + model["head"] * 600) for model in (student, teacher))
+    assert found["modes"]["cached"]["flop"] == pytest.approx(1000 * (pair + scored))
+    assert pair == pytest.approx(6_835 * GIGABYTE, rel=0.05)  # the floor, counted elsewhere
+
+
+def test_an_unknown_objective_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(RECIPES / "qwen.yaml"), *EIGHT_H100, "--objective", "ipo"]) == 2
+    assert "--objective ipo" in capsys.readouterr().err
+
+
+SMALL = Footprint(1000, 2, 300, 500, 400, 10_000, 100)
+LARGE = replace(SMALL, parameters=100_000, layers=20, layer=4_900, matrices=98_000)
+WORK = Workload(100, 10, 20, 1, 16, 512)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "memory", "taken"),
+    [("one", 10**9, "cached"), ("fsdp2", 200_000, "live"), ("one", 200_000, "remote"), ("one", 1000, None)],
+)
+def test_what_is_recommended_follows_from_what_fits(strategy: Any, memory: float, taken: str | None) -> None:
+    layout = Layout(strategy, 8 if strategy != "one" else 1)
+    found = recommended(plan_modes(SMALL, LARGE, WORK, layout, memory, 1e12))
+    assert (found.name if found else None) == taken
+
+
+def test_several_epochs_make_live_anchors_dearer() -> None:
+    once, thrice = (
+        {m.name: m for m in plan_modes(SMALL, LARGE, replace(WORK, epochs=n), Layout(), 10**9, 1e12)} for n in (1, 3)
+    )
+    assert once["live"].flop == once["cached"].flop
+    training = (thrice["cached"].flop - once["cached"].flop) / 2
+    scoring = once["cached"].flop - training
+    assert scoring > 0
+    assert thrice["live"].flop - thrice["cached"].flop == pytest.approx(2 * scoring)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "name", "devices"),
+    [
+        ({}, "one", 1),
+        ({"devices": 4}, "ddp", 4),
+        ({"devices": 2, "num_nodes": 3, "strategy": "ddp"}, "ddp", 6),
+        ({"devices": 8, "strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}}, "fsdp2", 8),
+        (
+            {"devices": 2, "strategy": {"class_path": "x.DeepSpeedStrategy", "init_args": {"stage": 3}}},
+            "deepspeed_zero3",
+            2,
+        ),
+    ],
+)
+def test_the_strategy_is_read_from_the_recipe(trainer: dict[str, Any], name: str, devices: int) -> None:
+    assert strategy_of({"trainer": trainer}) == (name, devices)
+    assert shards_the_student({"trainer": trainer}) == (name in ("fsdp2", "deepspeed_zero3"))
+
+
+@pytest.mark.parametrize(("trainer", "said"), [({"devices": "auto"}, "devices auto"), ({"strategy": "fsdp"}, "fsdp")])
+def test_what_cannot_be_counted_is_refused(trainer: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        strategy_of({"trainer": trainer})
