@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lightning_dadpo import __version__
+from lightning_dadpo.cli.ranks import end_behind_rank_zero
 from lightning_dadpo.errors import DadpoError
 
 __all__ = ["main"]
@@ -29,6 +30,7 @@ FUNCTIONS = {
     "evaluate": ("lightning_dadpo.evaluation.evaluate", "evaluate", "measure students against the teacher"),
     "export": ("lightning_dadpo.cli.exporting", "export", "a checkpoint or a model as a plain folder for transformers"),
     "report": ("lightning_dadpo.cli.reporting", "report", "write the HTML report of an experiment"),
+    "plan": ("lightning_dadpo.cli.planning", "plan", "what an experiment takes, before anything is loaded"),
     "run": ("lightning_dadpo.cli.running", "run", "walk a whole experiment, stage by stage"),
     "demo": ("lightning_dadpo.cli.running", "demo", "the pipeline on a real 135M chat model, checked"),
 }
@@ -72,8 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake = _persons_mistake(error)
         if mistake is None:
             raise
-        print(f"error: {mistake}", file=sys.stderr)
+        if not end_behind_rank_zero():
+            print(f"error: {mistake}", file=sys.stderr)
         return 2
+    except SystemExit:  # also a training that was asked to stop
+        end_behind_rank_zero()
+        raise
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return 130

@@ -7,12 +7,13 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from lightning_dadpo.cli.checkpoints import find_checkpoint
 from lightning_dadpo.cli.command_parser import check_files, one_line
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.losses import DPO, AnchoredPreference, DaDPO
@@ -82,6 +83,11 @@ class _CLI(LightningCLI):  # type: ignore[misc]
 
     def before_predict(self) -> None:
         self._needs("test")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning is given paths alone."""
+        given: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return given | {"ckpt_path": find_checkpoint(self.trainer, subcommand, given["ckpt_path"])}
 
     def _needs(self, split: str) -> None:
         """Lightning would say nothing, do nothing and call it a success."""

@@ -222,18 +222,28 @@ class _PlannedData(L.LightningDataModule, ABC):
         return content_digest([row.pair_id for row in rows])[:16]
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the training loader has come.
+        """How far the training loader has come, and whether that is between two optimizer steps.
 
         Kept here because Lightning restores a loader's own state only where nobody has asked for the number of
         steps before, and our schedule does: a resumed epoch would begin again with its first rows (trap D4).
         """
-        return self._train_loader.state_dict() if self._train_loader is not None else {}
+        if self._train_loader is None:
+            return {}
+        return self._train_loader.state_dict() | {"in_step": self._trainer.fit_loop._should_accumulate()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Given to the training loader, now or when it is made; it refuses a plan that does not fit.
 
         Strategies that load checkpoints into sharded weights do so last of all, when the loader has been made.
+
+        Raises:
+            ConfigError: training would go on in the middle of a step, without the gradients of its first half.
         """
+        if state_dict["in_step"] and self._trainer.state.fn == "fit":
+            raise ConfigError(
+                "cannot resume: the checkpoint was written in the middle of an optimizer step, whose gradients are not "
+                "in it; expected one of LastCheckpoint (last.ckpt)"
+            )
         if self._train_loader is not None:
             self._train_loader.load_state_dict(state_dict)
         else:

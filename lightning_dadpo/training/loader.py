@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -95,6 +96,7 @@ class PlannedLoader(DataLoader[Any]):
             batch_size=None,
             collate_fn=lambda item: collate(*item),
             num_workers=workers,
+            worker_init_fn=_leave_signals_to_the_training if workers else None,
             generator=torch.Generator(),  # or every iter() draws from the global state, which dropout uses too
         )
 
@@ -121,6 +123,15 @@ class PlannedLoader(DataLoader[Any]):
                 raise ConfigError(f"cannot resume: {name} was {was} and is {value} now")
         self.order.epoch = state["epoch"]
         self.order.skip = state["handed_out"] % max(1, len(self.order))
+
+
+def _leave_signals_to_the_training(worker: int) -> None:
+    """Schedulers signal every process of a job; without its workers a training could not finish its step.
+
+    Workers end when the training does, however that ends.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def evaluation_loader(rows: Sequence[Any], batches: list[MicroBatch], collate: Collate) -> DataLoader[Any]:

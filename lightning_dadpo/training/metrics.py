@@ -44,6 +44,14 @@ class ExampleMeans(Metric):
         """The mean of each value."""
         return dict(zip(self.names, self.totals / self.weight, strict=True))
 
+    def so_far(self) -> dict[str, Tensor]:
+        """This rank's sums, for a checkpoint."""
+        return {"totals": self.totals.cpu().clone(), "weight": self.weight.cpu().clone()}
+
+    def go_on_from(self, sums: dict[str, Tensor]) -> None:
+        """Continue with what `so_far` gave."""
+        self.totals, self.weight = sums["totals"].to(self.device), sums["weight"].to(self.device)
+
 
 def pair_value_names(anchors: Sequence[str]) -> list[str]:
     """The names that `pair_values` gives for these anchors."""

@@ -27,23 +27,23 @@ class Preemption:
     """Listens from the start of training on: SIGTERM, and under SLURM the signal that announces a requeue.
 
     Args:
-        trainer: whose ranks have to agree; its own handlers are put back by Lightning when the run ends.
+        trainer: whose ranks have to agree; the handlers that were there before it are put back by Lightning when the
+            run ends.
+        folder: where the checkpoint is, for the message.
     """
 
-    def __init__(self, trainer: L.Trainer) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: L.Trainer, folder: str) -> None:
+        self.trainer, self.folder = trainer, folder
         self._asked = self._requeue = False
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may set handlers
+        self._asked = trainer.received_sigterm  # by Lightning's handler, a moment ago
         signal.signal(signal.SIGTERM, self._terminate)
         slurm = trainer._accelerator_connector.cluster_environment
         if isinstance(slurm, SLURMEnvironment) and slurm.auto_requeue:
             signal.signal(slurm.requeue_signal or signal.SIGUSR1, self._ask_for_requeue)
 
     def _terminate(self, number: int, frame: Any) -> None:
-        launcher: Any = self.trainer.strategy.launcher
-        if launcher is not None and not self._asked:
-            launcher.kill(number)  # the ranks that this process started
         self._asked = True
 
     def _ask_for_requeue(self, number: int, frame: Any) -> None:
@@ -51,21 +51,37 @@ class Preemption:
 
     def asked(self) -> bool:
         """Whether any rank was asked to go; all ranks must call this behind the same step."""
+        return self._any_rank(self._asked)
+
+    def _any_rank(self, flag: bool) -> bool:
         if self.trainer.world_size == 1:
-            return self._asked
-        return bool(self.trainer.strategy.reduce_boolean_decision(self._asked, all=False))
+            return flag
+        return bool(self.trainer.strategy.reduce_boolean_decision(flag, all=False))
 
     def leave(self) -> None:
         """End the run, its checkpoint written; under SLURM put the job into the queue again if that was the signal.
 
+        All ranks must call this.
+
         Raises:
             SIGTERMException: always; it ends the process with status 143.
         """
-        if self._requeue and self.trainer.is_global_zero:
-            job = os.environ["SLURM_JOB_ID"]
-            if "SLURM_ARRAY_JOB_ID" in os.environ:
-                job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-            subprocess.run(["scontrol", "requeue", job], check=True)
+        requeue = self._any_rank(self._requeue)
         if self.trainer.is_global_zero:
-            print(f"asked to stop: checkpoint written at step {self.trainer.global_step}", flush=True)
+            queued = f"; {_requeue_job()}" if requeue else ""
+            step = self.trainer.global_step
+            print(f"asked to stop: the checkpoint of step {step} is in {self.folder}{queued}", flush=True)
         raise SIGTERMException(TERMINATED)
+
+
+def _requeue_job() -> str:
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], check=False, capture_output=True, text=True)
+    except OSError as error:
+        return f"SLURM job {job} was not put into the queue again ({error})"
+    if done.returncode:
+        return f"SLURM job {job} was not put into the queue again ({done.stderr.strip()})"
+    return f"SLURM job {job} is in the queue again"

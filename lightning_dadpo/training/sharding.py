@@ -15,12 +15,13 @@ from torch.distributed.tensor import DTensor
 
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.sharding import partitioned_while_loading, shard_layers
+from lightning_dadpo.training.checkpoint_files import write_whole_files
 
 __all__ = ["prepare_strategy", "loading_under", "shard_under", "weights_are_spread", "writes_folders", "gradient_norm"]
 
 
 def prepare_strategy(strategy: Strategy) -> None:
-    """Refuse what cannot work, and tell DeepSpeed what it cannot find out.
+    """Refuse what cannot work, write checkpoints whole, and tell DeepSpeed what it cannot find out.
 
     Raises:
         ConfigError: the strategy would lose the models, or a part of them.
@@ -29,6 +30,7 @@ def prepare_strategy(strategy: Strategy) -> None:
         raise ConfigError("trainer.strategy fsdp: expected FSDP2, see configs/trainer/fsdp2.yaml")
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise ConfigError("trainer.strategy ddp_spawn: its processes do not get the models; expected ddp")
+    write_whole_files(strategy)
     # the examples of a micro-batch, for its own log alone; ours have no fixed number
     if isinstance(strategy, DeepSpeedStrategy) and isinstance(strategy.config, dict):
         strategy.config.setdefault("train_micro_batch_size_per_gpu", 1)

@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelPa
 from torch.distributed.tensor import DTensor
 
 from lightning_dadpo.training.checkpoints import LastCheckpoint
+from lightning_dadpo.training.sharding import writes_folders
 from tests.scoring.example import Setup, trainer
 
 PLACES = ("student", "teacher", "pairs", "reference", "scores")
@@ -126,6 +127,25 @@ class Kill(L.Callback):
             raise KilledError
 
 
+class KillInWriting(L.Callback):
+    """Dies when a part of the second checkpoint is there, and another is not."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        save = trainer.strategy.save_checkpoint
+
+        def half(checkpoint: Any, path: Any, **settings: Any) -> None:
+            if trainer.global_step == 4:
+                if writes_folders(trainer.strategy):
+                    save(checkpoint, path, **settings)
+                    trainer.strategy.barrier()
+                    if trainer.is_global_zero:
+                        next(Path(path).glob("checkpoint/*_model_states.pt")).unlink()
+                raise KilledError
+            save(checkpoint, path, **settings)
+
+        trainer.strategy.save_checkpoint = half
+
+
 def fit(setup: Setup, root: Path, name: str, case: Case, callbacks: Sequence[Any] = (), resume: bool = False) -> None:
     """One training with a checkpoint every second step; rank 0 writes what it came to."""
     L.seed_everything(0, verbose=False)
@@ -168,8 +188,9 @@ def main(folder: Path, name: str) -> None:
     setup = Setup(*(folder / place for place in PLACES))
     for case in CASES:
         fit(setup, folder / name / case.name, name, case)
-    with suppress(KilledError):
-        fit(setup, folder / name / "resumed", name, CASES[1], [Kill()])
+    for kill in (KillInWriting(), Kill()):
+        with suppress(KilledError):
+            fit(setup, folder / name / "resumed", name, CASES[1], [kill], resume=isinstance(kill, Kill))
     fit(setup, folder / name / "resumed", name, CASES[1], resume=True)
 
 

@@ -87,6 +87,8 @@ def test_D4_a_resumed_run_ends_where_the_whole_one_did(runs: tuple[Path, str]) -
     assert steps_of(resumed) == steps_of(whole)[4:]
     for key, value in weights_of(whole).items():
         assert torch.equal(weights_of(resumed)[key], value), key
+    found = sorted(path.name for path in (resumed / "checkpoints").iterdir())
+    assert len(found) == (2 if name.startswith("zero") else 1), found  # the name, and the folder that it leads to
 
 
 def test_the_checkpoint_exports_as_it_is(runs: tuple[Path, str], tmp_path: Path) -> None:
