@@ -15,8 +15,9 @@ export HF_HUB_OFFLINE ?= 1
 demo: $(VENV)/.demo
 	$(BIN)/dadpo demo
 
+# Two processes of one thread each: most tests multiply small matrices, where two threads wait for one another.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
