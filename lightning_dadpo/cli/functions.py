@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
+from contextlib import redirect_stderr
 from importlib import import_module
+from typing import Any
 
 from lightning_dadpo.cli.command_parser import CommandParser, check_files
 from lightning_dadpo.data.company import LeaderStoppedError
@@ -53,7 +57,7 @@ def _call(name: str, module: str, function: str, summary: str, arguments: list[s
     parser = CommandParser(prog=f"dadpo {name}", description=summary)
     parser.add_argument("-c", "--config", action="config", help="a YAML file with any of the options below")
     parser.add_function_arguments(target, as_group=False, as_positional=name in TAKES_A_PATH)
-    config = parser.instantiate(parser.parse_args(arguments))
+    config = _parsed(parser, arguments, ranks)
     values = {key: value for key, value in config.as_dict().items() if key != "config"}
     result = target(**values)
     if isinstance(result, int):
@@ -61,3 +65,15 @@ def _call(name: str, module: str, function: str, summary: str, arguments: list[s
     if result is not None and ranks.leads:
         print(result)
     return 0
+
+
+def _parsed(parser: CommandParser, arguments: list[str], ranks: Ranks) -> Any:
+    if ranks.leads:
+        return parser.instantiate(parser.parse_args(arguments))
+    try:
+        with redirect_stderr(io.StringIO()) as said:
+            return parser.instantiate(parser.parse_args(arguments))
+    except SystemExit:
+        time.sleep(SECONDS_FOR_RANK_ZERO)
+        print(f"rank {ranks.rank} of {ranks.size}: {said.getvalue()}", end="", file=sys.stderr)
+        raise

@@ -28,6 +28,7 @@ ARRIVAL_SECONDS = 600.0
 RENAME_SECONDS = 60.0
 """Another machine may see that late that a folder was renamed."""
 LOOK_SECONDS = 0.5
+SAY_SECONDS = 5.0
 GOES_ON = "what was finished is kept; the same command goes on there"
 
 
@@ -50,7 +51,7 @@ class Company(Protocol):
         """
 
     def others_rows(self) -> int:
-        """Rows that the others have finished, as rank 0 has seen at its last look."""
+        """Rows that the others have finished, as far as they have told rank 0."""
 
     def say(self, rows: int) -> None:
         """Rows that this rank has finished so far."""
@@ -133,8 +134,9 @@ class Leader:
                 who = _who(path.name, _said(path))
                 raise ArtifactError(f"{partial}: {who} of an earlier launch still works there; wait for it or stop it")
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._rows = dict.fromkeys(range(1, ranks.size), 0)
+        self._others = range(1, ranks.size)
         self._looked, self._all_done = -math.inf, ranks.size == 1
+        self._counted, self._rows = -math.inf, 0
 
     def open(self) -> None:
         """From now on the others come, and what earlier launches have left stays as it is until all are done."""
@@ -150,13 +152,17 @@ class Leader:
         """See `Company.look`: whether all the others are done."""
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
-            done = [self._is_done(rank) for rank in self._rows]  # of all, to know their rows
-            self._all_done = all(done)
+            self._all_done = all([self._is_done(rank) for rank in self._others])  # noqa: C419 - every one is looked at
+            if self._all_done:
+                self._counted = -math.inf
         return self._all_done
 
     def others_rows(self) -> int:
         """See `Company.others_rows`."""
-        return sum(self._rows.values())
+        if time.monotonic() - self._counted >= SAY_SECONDS:
+            self._counted = time.monotonic()
+            self._rows = sum(_said(self._folder / str(rank)).get("rows", 0) for rank in self._others)
+        return self._rows
 
     def say(self, rows: int) -> None:
         """Nobody asks rank 0."""
@@ -168,7 +174,6 @@ class Leader:
         path = self._folder / str(rank)
         held = _held(path)
         said = _said(path)  # behind the lock: who has let go of it has spoken before
-        self._rows[rank] = said.get("rows", 0)
         if "failed" in said:
             raise ArtifactError(f"rank {rank} of {self.ranks.size} stopped: {said['failed']}")
         if said and not held and "done" not in said:
@@ -233,7 +238,7 @@ class Follower:
     def say(self, rows: int) -> None:
         """See `Company.say`; written now and then."""
         self._rows = rows
-        if time.monotonic() - self._said_at >= LOOK_SECONDS:
+        if time.monotonic() - self._said_at >= SAY_SECONDS:
             self._said_at = time.monotonic()
             self._place.say(rows=rows)
 

@@ -124,16 +124,19 @@ class Share(Generic[Row]):
         """So many more rows of a piece are finished."""
         self._own += rows
         self._company.say(self._own)
-        if self._bar is not None:
-            self._bar.advance(rows)
+        self._show(rows)
 
     def look(self) -> bool:
-        """Show how far the others are; see `Company.look`."""
-        ready, rows = self._company.look(), self._company.others_rows()
-        if self._bar is not None and rows > self._others:
-            self._bar.advance(rows - self._others)
-        self._others = rows
+        """See `Company.look`."""
+        ready = self._company.look()
+        self._show(0)
         return ready
+
+    def _show(self, own: int) -> None:
+        others = self._company.others_rows()
+        if self._bar is not None and own + others > self._others:
+            self._bar.advance(own + others - self._others)
+        self._others = others
 
 
 @contextmanager

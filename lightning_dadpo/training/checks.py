@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_dadpo.data.batching import collate_pairs
 from lightning_dadpo.data.rows import PairRow
@@ -91,7 +92,7 @@ class CheckScores(L.Callback):
             predicted = module.loss(anchors["reference"], anchors).loss
             found = module.loss(policy, anchors).loss
             worst = max(worst, float((predicted - found).abs().max()))
-        print(f"step-0 oracle: student = reference on {len(rows)} pairs; largest difference in loss {worst:.2e}")
+        _say(f"step-0 oracle: student = reference on {len(rows)} pairs; largest difference in loss {worst:.2e}")
 
     @staticmethod
     def _compare(pair: PairRow, policy: PairLogProbs, reference: PairLogProbs, tolerance: Tolerance) -> None:
@@ -114,12 +115,12 @@ class CheckScores(L.Callback):
             tolerance = audit_live("teacher", stored, live, pairs, module.device, exact)
             if self.chosen_from_teacher:
                 compared = audit_sampler("teacher", stored, pairs, ["chosen"], tolerance, exact)
-                print(f"audit of the teacher: {min(8, len(pairs))} pairs scored again, {compared} samples compared")
+                _say(f"audit of the teacher: {min(8, len(pairs))} pairs scored again, {compared} samples compared")
         if self.chosen_from_teacher and "teacher" not in module.live and "reference" in module.scorers:
             if "reference" in module.live:
                 return
             own, students = audit_own_samples(stored, module.scorers["reference"], pairs)
-            print(f"its own samples get {own:.2f} nats a response from the teacher, {students:.2f} from the reference")
+            _say(f"its own samples get {own:.2f} nats a response from the teacher, {students:.2f} from the reference")
 
     @staticmethod
     def _report(trainer: L.Trainer, module: PreferenceModule, pairs: list[PairRow]) -> None:
@@ -134,7 +135,12 @@ class CheckScores(L.Callback):
                 scores[name] = scores_of(scorer, rows, device=module.device if name in live else torch.device("cpu"))
         betas = {name: beta for name, beta in getattr(module.loss, "betas", {}).items() if name in scores}
         for line in saturation(scores, betas).lines():
-            print(f"{line} (from {len(rows)} of {len(pairs)} pairs)" if live else line)
+            _say(f"{line} (from {len(rows)} of {len(pairs)} pairs)" if live else line)
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line)
 
 
 def _scored_in(stored: Scorer, device: torch.device) -> Precision:

@@ -98,7 +98,7 @@ def test_a_launcher_that_is_not_there_is_refused_before_anything_is_written(tmp_
 
 
 def test_an_experiment_with_ddp_trainings_runs_every_other_stage_once(tmp_path: Path) -> None:
-    """Every process of a stage that is no training prints its folder at its end; a training has a log a rank."""
+    """A stage that is no training prints its folder at its end: as often as it was executed."""
     gloo = {"process_group_backend": "gloo"}
     strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": gloo}
     trainer = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
