@@ -177,8 +177,10 @@ def _trained(said: Mapping[str, Any]) -> str:
         return "weights"
     adapter = said["adapter"]["settings"]
     targets = adapter["targets"] if adapter["targets"] == "all-linear" else ", ".join(adapter["targets"])
+    begun = "; it went on from an earlier training's" if adapter["start"] else ""
     base = f" rounded to {adapter['quantize']}" if adapter["quantize"] else ""
-    return f"LoRA adapter (rank {adapter['rank']}, alpha {adapter['alpha']:g}, {targets}), merged into its base{base},"
+    settings = f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, {targets}{begun}"
+    return f"LoRA adapter ({settings}), merged into its base{base},"
 
 
 def _history(start: ModelSpec) -> Iterator[str]:

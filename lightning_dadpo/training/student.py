@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
@@ -146,6 +147,12 @@ class StudentModule(L.LightningModule):
             f"{self.device.type}, {self.trainer.precision}, {kernels}{batches} (set by trainer.precision, "
             "student.attention, student.chunk_tokens, data.tokens_per_batch)"
         )
+        if self.adapter is not None:
+            shapes = self._shapes().values()
+            print(
+                f"adapter of rank {self.adapter.rank} on {len(shapes) // 2} layers: {sum(map(math.prod, shapes)):,} "
+                "weights are trained, the student's own stand still"
+            )
 
     def on_validation_start(self) -> None:
         """As in `on_fit_start`, where nothing is trained."""

@@ -325,6 +325,8 @@ def test_D7_from_dsft_s_adapter_to_preferences_the_reference_is_the_student_afte
     out = export_checkpoint(str(last), str(tmp_path / "out"))
     merged = load_frozen(ModelSpec(str(out)), "32-true")
     assert torch.allclose(log_probs(merged, setup), log_probs(module.student, setup), rtol=1e-5, atol=1e-5)
+    card = (out / "README.md").read_text("utf-8")
+    assert "(rank 4, alpha 16, all-linear; it went on from an earlier training's), merged into its base, of" in card
 
 
 def test_4_bits_are_refused_here_before_anything_loads(setup: Setup, tmp_path: Path) -> None:
