@@ -30,28 +30,50 @@ def write_prompts(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
+def _trainer(recipes: Path, folder: Path) -> Path:
+    """The shared trainer, with a checkpoint behind every step."""
+    text = (recipes / "trainer" / "default.yaml").read_text("utf-8")
+    path = folder / "trainer.yaml"
+    path.write_text(text.replace("every_n_steps: 20", "every_n_steps: 1"), "utf-8")
+    return path
+
+
+def _settings(rows: str, **trainer: Any) -> dict[str, Any]:
+    """Several micro-batches to a step and to a split, so that all have bounds."""
+    data = {"tokens_per_batch": 400, f"{rows}_per_step": 3}
+    return {"trainer": {"accelerator": "cpu", **trainer}, "data": {"init_args": data}}
+
+
 def write_experiment(folder: Path, **changes: Any) -> Path:
     """The experiment's YAML, with a teacher of four layers of which one quarter is to be pruned."""
     teacher = tiny_model(folder / "teacher", layers=4, hidden=32, seed=1)
     recipes = Path(__file__).parents[2] / "configs"
-    common = [str(recipes / "trainer" / "default.yaml")]
-    preference = str(recipes / "recipes" / "preference.yaml")
-    # two micro-batches to a step and several to a split, so that both have bounds to get wrong
-    settings = {"trainer": {"accelerator": "cpu"}, "data": {"init_args": {"tokens_per_batch": 900}}}
+    common = [str(_trainer(recipes, folder))]
+    preference, best = str(recipes / "recipes" / "preference.yaml"), str(recipes / "trainer" / "select_best.yaml")
     experiment = {
         "name": "tiny",
         "folder": str(folder / "run"),
         "teacher": {"path": str(teacher)},
         "prune": {"share": 0.2, "rows": 4},
         "prompts": write_prompts(folder),
-        "sampling": {"temperature": 1.0, "max_new_tokens": 160, "seed": 1},
+        "sampling": {"temperature": 1.0, "max_new_tokens": 60, "seed": 1},
         "batch_size": 8,
-        "tokens_per_batch": 900,
+        "tokens_per_batch": 400,
         "keep_cut": True,
-        "dsft": {"configs": [*common, str(recipes / "recipes" / "dsft.yaml")], "settings": settings},
+        "dsft": {
+            "configs": [*common, str(recipes / "recipes" / "dsft.yaml")],
+            "settings": _settings("responses", max_epochs=2),
+        },
         "objectives": {
-            name: {"configs": [*common, str(recipes / "loss" / f"{loss}.yaml"), preference], "settings": settings}
-            for name, loss in (("ddpo", "dpo"), ("dadpo", "dadpo"))
+            "ddpo": {
+                "configs": [*common, best, str(recipes / "loss" / "dpo.yaml"), preference],
+                "settings": _settings("pairs", val_check_interval=0.5),
+                "checkpoint": "best",
+            },
+            "dadpo": {
+                "configs": [*common, str(recipes / "loss" / "dadpo.yaml"), preference],
+                "settings": _settings("pairs"),
+            },
         },
     }
     path = folder / "experiment.yaml"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,25 +171,3 @@ def test_predict_writes_a_row_a_pair_and_test_gives_every_metric(finished: Finis
 
 def gap(row: dict[str, Any], model: str) -> float:
     return float(row[f"chosen_log_prob/{model}"] - row[f"rejected_log_prob/{model}"])
-
-
-def test_killed_anywhere_and_started_again_it_ends_with_the_same_numbers(finished: Finished, tmp_path: Path) -> None:
-    experiment = write_experiment(tmp_path)
-    command = [sys.executable, "-m", "lightning_dadpo", "run", str(experiment)]
-    moments = random.Random(5)
-    for _ in range(4):
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment(), start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        deadline = time.monotonic() + moments.uniform(8.0, 40.0)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary == finished.summary
-    assert not list((tmp_path / "run").glob("*.partial"))
