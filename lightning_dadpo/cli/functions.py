@@ -54,7 +54,8 @@ def run_function(name: str, module: str, function: str, summary: str, arguments:
 def _call(name: str, module: str, function: str, summary: str, arguments: list[str], ranks: Ranks) -> int:
     check_files(arguments)
     target = getattr(import_module(module), function)
-    parser = CommandParser(prog=f"dadpo {name}", description=summary)
+    several = f"; on several GPUs: torchrun --nproc_per_node 8 -m lightning_dadpo {name} -c FILE, or srun dadpo {name}"
+    parser = CommandParser(prog=f"dadpo {name}", description=summary + (several if name in SPLIT else ""))
     parser.add_argument("-c", "--config", action="config", help="a YAML file with any of the options below")
     parser.add_function_arguments(target, as_group=False, as_positional=name in TAKES_A_PATH)
     config = _parsed(parser, arguments, ranks)
