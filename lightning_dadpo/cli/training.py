@@ -11,7 +11,9 @@ from typing import Any, NoReturn
 
 import lightning as L
 import yaml
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lightning_dadpo.cli.checkpoints import find_checkpoint
 from lightning_dadpo.cli.command_parser import check_files, one_line
@@ -89,6 +91,14 @@ class _CLI(LightningCLI):  # type: ignore[misc]
         given: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         return given | {"ckpt_path": find_checkpoint(self.trainer, subcommand, given["ckpt_path"])}
 
+    def instantiate_trainer(self, **arguments: Any) -> L.Trainer:
+        """Lightning would refuse with a traceback, when everything has been read."""
+        trainer: L.Trainer = super().instantiate_trainer(**arguments)
+        if type(trainer.strategy) is DeepSpeedStrategy and not isinstance(trainer.accelerator, CUDAAccelerator):
+            kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+            raise ConfigError(f"trainer.strategy: DeepSpeed needs CUDA GPUs, this is {kind}; expected ddp or fsdp2")
+        return trainer
+
     def _needs(self, split: str) -> None:
         """Lightning would say nothing, do nothing and call it a success."""
         sources = getattr(self.datamodule, "sources", {split: True})
@@ -116,6 +126,7 @@ def run_lightning(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # no validation
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")  # frozen ones are
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # our means are all ranks' already
     warnings.filterwarnings("ignore", message=".*`logger=True` will use `CSVLogger`.*")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
