@@ -44,7 +44,7 @@ def fit(tmp_path: Path, name: str, *options: str) -> list[str]:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_file_opens_with_its_launch_commands(name: str) -> None:
     lines = (CONFIGS / "trainer" / f"{name}.yaml").read_text("utf-8").splitlines()
-    for line, launch in zip(lines, ("# one node:", "# torchrun:", "# SLURM:"), strict=False):
+    for line, launch in zip(lines, ("# dadpo fit ", "# torchrun ", "# sbatch "), strict=False):
         assert line.startswith(launch)
         assert f"{name}.yaml" in lines[0]
 
