@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +135,18 @@ def test_only_one_process_trains_in_a_folder_and_a_kill_gives_it_free(tmp_path: 
             os.write(say, str(worker).encode())
         signal.pause()
     worker = int(os.read(ready, 100))
-    with pytest.raises(ConfigError, match=f"another training is at work there .process {child} on "):
-        hold_folder(loop, str(folder))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    held = hold_folder(loop, str(folder))
-    assert held is not None
-    os.close(held)
-    os.kill(worker, signal.SIGKILL)
+    try:
+        with pytest.raises(ConfigError, match=f"another training is at work there .process {child} on "):
+            hold_folder(loop, str(folder))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        held = hold_folder(loop, str(folder))
+        assert held is not None
+        os.close(held)
+    finally:
+        for process in (child, worker):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 def test_every_n_steps_of_zero_is_a_mistake() -> None:
