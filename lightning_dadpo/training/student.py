@@ -253,6 +253,8 @@ class StudentModule(L.LightningModule):
         self._check_base(said)
         if self.trainer.state.fn != "fit":
             return
+        if "state_dict" in checkpoint and "optimizer_states" not in checkpoint:
+            raise ConfigError("cannot resume: the checkpoint holds weights alone; a training goes on from last.ckpt")
         for name, (was, now) in self._continued_from(said).items():
             if was != now:
                 raise ConfigError(f"cannot resume: {name} was {was} and is {now} now")

@@ -230,6 +230,15 @@ def test_a_checkpoint_of_another_student_is_refused(setup: Setup, tmp_path: Path
         trainer(tmp_path).validate(deeper, datamodule=setup.data(), ckpt_path=tmp_path / "student.ckpt")
 
 
+def test_training_does_not_go_on_from_weights_alone(setup: Setup, tmp_path: Path) -> None:
+    loop = trainer(tmp_path, limit_train_batches=1)
+    loop.fit(setup.module(), datamodule=setup.data())
+    loop.save_checkpoint(tmp_path / "best.ckpt", weights_only=True)
+    with pytest.raises(ConfigError, match="cannot resume: the checkpoint holds weights alone"):
+        trainer(tmp_path).fit(setup.module(), datamodule=setup.data(), ckpt_path=tmp_path / "best.ckpt")
+    trainer(tmp_path).validate(setup.module(), datamodule=setup.data(), ckpt_path=tmp_path / "best.ckpt")
+
+
 class Modes(L.Callback):
     """Whether student and frozen models are in training mode, and whether the student drops out."""
 
