@@ -69,6 +69,7 @@ def test_C3_killed_and_started_again_on_other_ranks_it_scores_only_what_is_missi
     with monkeypatch.context() as patch:
         noted(patch, notes, dies=who)
         patch.setattr("lightning_dadpo.data.company.RENAME_SECONDS", 0.5)
+        patch.setattr("lightning_dadpo.data.company.ARRIVAL_SECONDS", 20.0)  # rank 0 may die before rank 1 has looked
         ranks = start_ranks(tmp_path / "logs", 2, scoring(tiny_folder, pairs, out))
         statuses = ended(ranks)
         assert statuses[who] == -9
