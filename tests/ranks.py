@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Rank", "start_ranks", "ended"]
+from lightning_dadpo.data.artifacts import RANKS, partial_of
+
+__all__ = ["Rank", "start_ranks", "await_rank", "ended"]
 
 
 @dataclass
@@ -69,6 +71,14 @@ def _start(folder: Path, rank: int, size: int, run: Callable[[int], int]) -> Ran
     finally:
         sys.stdout.flush()
         os._exit(status)
+
+
+def await_rank(folder: Path, rank: int) -> None:
+    """Come back when this rank has joined the work on an artefact: one that dies before that is not seen to die."""
+    place, deadline = partial_of(folder) / RANKS / str(rank), time.monotonic() + 30
+    while not (place.is_file() and place.stat().st_size):
+        assert time.monotonic() < deadline, f"{place}: rank {rank} has not come"
+        time.sleep(0.01)
 
 
 def ended(ranks: list[Rank]) -> list[int]:

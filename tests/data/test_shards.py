@@ -20,7 +20,7 @@ from lightning_dadpo.data.ranks import ranks_here
 from lightning_dadpo.data.rows import ScoreRow, read_rows
 from lightning_dadpo.data.shards import share, shared_draft
 from lightning_dadpo.errors import ArtifactError, DadpoError, DataError
-from tests.ranks import Rank, ended, start_ranks
+from tests.ranks import Rank, await_rank, ended, start_ranks
 
 PIECES = [["d", "a"], ["b"], ["h", "e", "g"], ["c", "f"], ["i"], ["k", "j"], ["l"]]
 MADE_FROM = {"model": "abc"}
@@ -101,10 +101,11 @@ def slow(rank: int, piece: int) -> None:
     time.sleep(0.1)
 
 
-def dies(who: int, at: int) -> Callable[[int, int], None]:
+def dies(folder: Path, who: int, at: int) -> Callable[[int, int], None]:
     def disturb(rank: int, piece: int) -> None:
         slow(rank, piece)
         if rank == who and piece >= at:
+            await_rank(folder, 1 - who)
             os.kill(os.getpid(), 9)
 
     return disturb
@@ -116,7 +117,7 @@ def test_C3_a_rank_that_is_killed_ends_the_launch_and_a_rerun_makes_only_what_is
     tmp_path: Path, who: int, again: int
 ) -> None:
     expected, folder = alone(tmp_path), tmp_path / "scores"
-    ranks = start_ranks(tmp_path / "logs", 2, work(folder, dies(who, 2)))
+    ranks = start_ranks(tmp_path / "logs", 2, work(folder, dies(folder, who, 2)))
     statuses = ended(ranks)
     assert statuses[who] == -9
     assert statuses[1 - who] == 2
@@ -134,7 +135,7 @@ def test_C3_a_rank_that_is_killed_ends_the_launch_and_a_rerun_makes_only_what_is
 
 def test_C3_a_piece_that_a_kill_tore_is_made_again_as_a_whole_and_the_rest_is_not(tmp_path: Path) -> None:
     expected, folder = alone(tmp_path), tmp_path / "scores"
-    ended(start_ranks(tmp_path / "logs", 2, work(folder, dies(1, 5))))
+    ended(start_ranks(tmp_path / "logs", 2, work(folder, dies(folder, 1, 5))))
     there, shard = made(folder), tmp_path / "scores.partial" / "shards" / "1.jsonl"
     assert (there[1], there[3], there[5]) == (1, 1, 0)
     lines = shard.read_bytes().splitlines(keepends=True)
@@ -257,7 +258,7 @@ def test_a_row_of_two_pieces_is_that_of_the_first_whoever_makes_it_sooner(tmp_pa
 
 def test_a_kill_between_rows_and_shards_doubles_nothing(tmp_path: Path) -> None:
     expected, folder = alone(tmp_path), tmp_path / "scores"
-    ended(start_ranks(tmp_path / "logs", 2, work(folder, dies(1, 5))))
+    ended(start_ranks(tmp_path / "logs", 2, work(folder, dies(folder, 1, 5))))
     partial = tmp_path / "scores.partial"
     kept = (partial / "shards" / "1.jsonl").read_bytes()
     with (partial / "rows.jsonl").open("ab") as rows:

@@ -14,7 +14,7 @@ from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.rows import PairRow
 from lightning_dadpo.scoring import stage
 from lightning_dadpo.types import PairLogProbs
-from tests.ranks import ended, start_ranks
+from tests.ranks import await_rank, ended, start_ranks
 from tests.scoring.example import make_pairs, write_artifact
 
 PAIRS = make_pairs(20)
@@ -31,13 +31,14 @@ def scoring(model: Path, pairs: Path, out: Path) -> Callable[[int], int]:
     return lambda rank: main(["score", *asked, "--precision", "32-true", "--tokens_per_batch", "70"])
 
 
-def noted(monkeypatch: pytest.MonkeyPatch, notes: Path, dies: int | None = None, at: int = 3) -> None:
+def noted(monkeypatch: pytest.MonkeyPatch, notes: Path, out: Path, dies: int | None = None, at: int = 3) -> None:
     """Every pair whose score is made for the rows leaves a line; one rank is killed at its `at`th batch."""
     real, calls = stage._rows, []
 
     def noting(pairs: list[PairRow], scores: PairLogProbs) -> Any:
         calls.append(pairs)
         if os.environ.get("RANK") == str(dies) and len(calls) == at:
+            await_rank(out, 1 - int(str(dies)))
             os.kill(os.getpid(), 9)
         with notes.open("a") as file:
             file.write("".join(f"{pair.pair_id}\n" for pair in pairs))
@@ -67,16 +68,15 @@ def test_C3_killed_and_started_again_on_other_ranks_it_scores_only_what_is_missi
     assert scoring(tiny_folder, pairs, tmp_path / "one")(0) == 0
     notes, out = tmp_path / "notes", tmp_path / "many"
     with monkeypatch.context() as patch:
-        noted(patch, notes, dies=who)
+        noted(patch, notes, out, dies=who)
         patch.setattr("lightning_dadpo.data.company.RENAME_SECONDS", 0.5)
-        patch.setattr("lightning_dadpo.data.company.ARRIVAL_SECONDS", 20.0)  # rank 0 may die before rank 1 has looked
         ranks = start_ranks(tmp_path / "logs", 2, scoring(tiny_folder, pairs, out))
         statuses = ended(ranks)
         assert statuses[who] == -9
         assert statuses[1 - who] == 2
     first = notes.read_text().split()
     assert 2 <= len(first) < 21
-    noted(monkeypatch, notes)
+    noted(monkeypatch, notes, out)
     assert ended(start_ranks(tmp_path / "logs", again, scoring(tiny_folder, pairs, out))) == [0] * again
     made = notes.read_text().split()
     assert len(made) == 21
