@@ -60,7 +60,9 @@ class ResponseRow:
         token_ids: what the model sampled, its end-of-turn token included when it sampled one.
         text: the response decoded, without special tokens.
         finish_reason: "stop" when the model ended its turn, "length" when the cap cut it.
-        log_prob: log pi(y|x) of the raw model (temperature 1, nothing cut off) in nats, as the sampler saw it.
+        log_prob: log pi(y|x) of the raw model (temperature 1, nothing cut off) in nats, as the sampler saw it; None where
+            it could not see it, as behind a server.
+        candidate: its number among the responses that this model gave to this prompt, from 0.
     """
 
     prompt_id: str
@@ -70,7 +72,8 @@ class ResponseRow:
     token_ids: list[int]
     text: str
     finish_reason: FinishReason
-    log_prob: float
+    log_prob: float | None
+    candidate: int = 0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -85,7 +88,7 @@ class PairRow:
         prompt_token_ids: the prompt as the models read it.
         chosen_token_ids: y_w. chosen_text: the same, decoded. chosen_finish_reason: how it ended.
         rejected_token_ids: y_l. rejected_text: the same, decoded. rejected_finish_reason: how it ended.
-        chosen_log_prob: raw log-prob in nats that the sampler of y_w saw; None for imported data.
+        chosen_log_prob: raw log-prob in nats that the sampler of y_w saw; None for imported data, and behind a server.
         rejected_log_prob: the same for y_l.
     """
 

@@ -46,12 +46,12 @@ class Sampled:
     Attributes:
         token_ids: what was drawn, the end-of-turn token included when it was drawn.
         finish_reason: "stop" when the model ended its turn, "length" when the cap did.
-        log_prob: log pi(y|x) of the raw model, in nats: temperature 1, nothing cut off.
+        log_prob: log pi(y|x) of the raw model, in nats: temperature 1, nothing cut off; None where nobody can say it.
     """
 
     token_ids: list[int]
     finish_reason: FinishReason
-    log_prob: float
+    log_prob: float | None
 
 
 def nothing(count: int) -> None:

@@ -22,7 +22,7 @@ from lightning_dadpo.errors import DataError
 MESSAGES = [Message("user", 'Zürich? 東京?\u2028\n"<|im_end|>" {x}')]
 ROWS: list[Any] = [
     PromptRow("p-1", MESSAGES, source="made up"),
-    ResponseRow("p-1", "train", MESSAGES, [1, 5, 6], [7, 8, 2], "ab", "stop", -12.34567890123456789),
+    ResponseRow("p-1", "train", MESSAGES, [1, 5, 6], [7, 8, 2], "ab", "stop", -12.34567890123456789, candidate=3),
     PairRow("d", "p-1", "train", MESSAGES, [1, 5], [7, 2], "a", "stop", [8, 9], "bc", "length", -1.5, None),
     ScoreRow("d", -0.1, 2, -1e-300, 2),
 ]
@@ -47,6 +47,23 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path, row: Any) -> None:
         writer.write(row, row)
     assert list(read_rows(path, type(row))) == [row, row]
     assert path.read_bytes().count(b"\n") == 2
+
+
+def test_a_response_of_an_older_artefact_is_the_first_candidate(tmp_path: Path) -> None:
+    row = {"prompt_id": "p", "split": "train", "messages": [], "prompt_token_ids": [1], "token_ids": [2], "text": ""}
+    path = lines(tmp_path / "rows.jsonl", row | {"finish_reason": "stop", "log_prob": -1.5})
+    (found,) = read_rows(path, ResponseRow)
+    assert (found.candidate, found.log_prob) == (0, -1.5)
+
+
+def test_a_sampler_that_saw_no_log_prob_says_so(tmp_path: Path) -> None:
+    row = ResponseRow("p", "train", MESSAGES, [1], [2], "", "stop", None)
+    with RowWriter(tmp_path / "rows.jsonl") as writer:
+        writer.write(row)
+    assert list(read_rows(tmp_path / "rows.jsonl", ResponseRow)) == [row]
+    (tmp_path / "rows.jsonl").write_text((tmp_path / "rows.jsonl").read_text().replace('"log_prob": null, ', ""))
+    with pytest.raises(DataError, match="log_prob"):
+        list(read_rows(tmp_path / "rows.jsonl", ResponseRow))
 
 
 def test_every_digit_of_a_float64_survives(tmp_path: Path) -> None:
