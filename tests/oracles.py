@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 __all__ = [
     "Pair", "log_softmax", "softmax", "head_logits", "sequence_log_prob", "sequence_hidden_gradient",
     "gap", "margin", "softplus", "sigmoid", "preference_loss", "margin_weight", "gap_weight", "implicit_reward",
-    "kl_divergence",
+    "kl_divergence", "mixture_logits", "jensen_shannon",
 ]  # fmt: skip
 
 Vector = Sequence[float]
@@ -115,3 +115,17 @@ def kl_divergence(p_logits: Vector, q_logits: Vector) -> float:
     """KL(p || q) = sum_v p(v) (log p(v) - log q(v))."""
     p, q = log_softmax(p_logits), log_softmax(q_logits)
     return math.fsum(math.exp(log_p) * (log_p - log_q) for log_p, log_q in zip(p, q, strict=True))
+
+
+def mixture_logits(teacher_logits: Vector, student_logits: Vector, share: float) -> list[float]:
+    """Logits of share * teacher + (1 - share) * student, both as probabilities."""
+    teacher, student = softmax(teacher_logits), softmax(student_logits)
+    return [math.log(share * t + (1 - share) * s) for t, s in zip(teacher, student, strict=True)]
+
+
+def jensen_shannon(teacher_logits: Vector, student_logits: Vector, beta: float) -> float:
+    """Beta KL(te || M) + (1 - beta) KL(st || M), M = beta te + (1 - beta) st; its ends are the two KLs."""
+    if beta in (0, 1):
+        return kl_divergence(*((student_logits, teacher_logits) if beta else (teacher_logits, student_logits)))
+    mixture = mixture_logits(teacher_logits, student_logits, beta)
+    return beta * kl_divergence(teacher_logits, mixture) + (1 - beta) * kl_divergence(student_logits, mixture)

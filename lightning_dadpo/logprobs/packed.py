@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_dadpo.logprobs.linear import linear_log_probs
 from lightning_dadpo.types import PackedBatch, SequenceLogProbs
 
-__all__ = ["packed_log_probs"]
+__all__ = ["packed_log_probs", "sum_over_responses"]
 
 
 def packed_log_probs(
@@ -32,5 +32,9 @@ def packed_log_probs(
         Sums over response tokens in nats and the number of tokens in each.
     """
     log_probs = linear_log_probs(hidden[batch.predicted_by], weight, bias, batch.targets, chunk_tokens)
-    total = log_probs.new_zeros(len(batch.num_response_tokens)).index_add(0, batch.owners, log_probs[batch.terms])
-    return SequenceLogProbs(total, batch.num_response_tokens)
+    return SequenceLogProbs(sum_over_responses(log_probs, batch), batch.num_response_tokens)
+
+
+def sum_over_responses(values: Float[Tensor, " predictions"], batch: PackedBatch) -> Float[Tensor, " sequences"]:
+    """One value a prediction to one sum a sequence; a prediction that two sequences share counts for both."""
+    return values.new_zeros(len(batch.num_response_tokens)).index_add(0, batch.owners, values[batch.terms])

@@ -8,7 +8,12 @@ from lightning_dadpo.losses.anchored import (
     implicit_reward,
     preference_loss,
 )
-from lightning_dadpo.losses.divergences import kl_divergence
+from lightning_dadpo.losses.divergences import (
+    jensen_shannon_divergence,
+    kl_divergence,
+    skew_kl_divergence,
+    skew_reverse_kl_divergence,
+)
 from lightning_dadpo.losses.objectives import (
     DPO,
     AnchoredPreference,
@@ -16,10 +21,23 @@ from lightning_dadpo.losses.objectives import (
     PreferenceObjective,
     PreferenceOutcome,
 )
+from lightning_dadpo.losses.responses import (
+    ForwardKL,
+    JensenShannon,
+    ResponseLoss,
+    ResponseNLL,
+    ReverseKL,
+    SkewForwardKL,
+    SkewReverseKL,
+    TokenDivergence,
+    WeightedTerm,
+)
 from lightning_dadpo.losses.supervised import response_nll, response_nll_per_token
 
 __all__ = [
     "anchored_margin", "preference_loss", "implicit_reward", "dadpo_loss", "dpo_loss", "check_betas",
     "PreferenceObjective", "PreferenceOutcome", "AnchoredPreference", "DaDPO", "DPO",
-    "kl_divergence", "response_nll", "response_nll_per_token",
+    "kl_divergence", "jensen_shannon_divergence", "skew_kl_divergence", "skew_reverse_kl_divergence",
+    "ResponseLoss", "ResponseNLL", "TokenDivergence", "ForwardKL", "ReverseKL", "JensenShannon", "SkewForwardKL",
+    "SkewReverseKL", "WeightedTerm", "response_nll", "response_nll_per_token",
 ]  # fmt: skip

@@ -16,5 +16,5 @@ def response_nll(responses: SequenceLogProbs) -> Float[Tensor, " sequences"]:
 
 
 def response_nll_per_token(responses: SequenceLogProbs) -> Float[Tensor, " sequences"]:
-    """-log pi(y|x) / |y| in nats/token: what `sft_weight` multiplies; long answers do not outshout short ones."""
+    """-log pi(y|x) / |y| in nats/token: what `ResponseNLL` is; long answers do not outshout short ones."""
     return -responses.mean

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-__all__ = ["AskedHead", "Question", "install_head"]
+__all__ = ["AskedHead", "Question", "install_head", "is_spread"]
 
 Question = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """From the trunk's states [batch, tokens, width], the head's weight [vocabulary, width] and bias to an answer."""
@@ -48,3 +49,8 @@ def install_head(model: Any) -> None:
     head = model.get_output_embeddings()
     if type(head) is nn.Linear:
         head.__class__ = AskedHead  # a new module would be one more that ZeRO-3 wants to partition
+
+
+def is_spread(parameter: nn.Parameter) -> bool:
+    """Whether this rank holds a part of the weight, so that it is whole only while its module runs."""
+    return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,15 +11,24 @@ from torch import Tensor, nn
 
 from lightning_dadpo.data.packing import pack
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.logprobs import default_chunk_tokens, packed_log_probs, sequence_log_probs
+from lightning_dadpo.logprobs import (
+    Divergence,
+    Predictor,
+    default_chunk_tokens,
+    linear_divergences,
+    linear_log_probs,
+    packed_log_probs,
+    sequence_log_probs,
+    sum_over_responses,
+)
 from lightning_dadpo.models.attention import Layout, masked_rows, variable_lengths
-from lightning_dadpo.models.head import AskedHead, Question, install_head
+from lightning_dadpo.models.head import AskedHead, Question, install_head, is_spread
 from lightning_dadpo.models.spec import Attention
 from lightning_dadpo.types import PackedBatch, SequenceBatch, SequenceLogProbs
 
 __all__ = [
-    "Kernels", "prepare", "attention_kernel", "describe_kernels", "model_log_probs", "response_logits",
-    "plain_log_probs", "check_trunk_and_head",
+    "Kernels", "prepare", "attention_kernel", "describe_kernels", "model_log_probs", "predictor", "predictor_log_probs",
+    "log_probs_and_divergences", "response_logits", "plain_log_probs", "check_trunk_and_head",
 ]  # fmt: skip
 
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -112,6 +122,63 @@ def model_log_probs(model: Any, batch: PackedBatch, layout: Layout | None = None
         return packed_log_probs(states[0], weight, bias, batch, model.kernels.chunk_tokens).total
 
     return SequenceLogProbs(_answer(model, batch, totals, layout), batch.num_response_tokens)
+
+
+@torch.no_grad()
+def predictor(model: Any, batch: PackedBatch) -> Predictor:
+    """A frozen model's states at every prediction of a batch, and its head: all that its logits are made of.
+
+    A head whose weight is spread over ranks is whole only while the model runs, so that one is copied.
+
+    Raises:
+        ConfigError: the model's head is more than a matrix.
+    """
+    copied = is_spread(model.get_output_embeddings().weight)
+    head: list[Tensor | None] = []
+
+    def states(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        head.extend(None if part is None else part.clone() if copied else part.detach() for part in (weight, bias))
+        return hidden[0, batch.predicted_by]
+
+    found = _answer(model, batch, states)
+    weight, bias = head
+    assert weight is not None
+    return Predictor(found, weight, bias)
+
+
+def predictor_log_probs(asked: Predictor, batch: PackedBatch, chunk_tokens: int | None = None) -> SequenceLogProbs:
+    """Log pi(y|x) of each sequence in nats, of a model that has been asked for its `predictor`."""
+    log_probs = linear_log_probs(asked.states, asked.weight, asked.bias, batch.targets, chunk_tokens)
+    return SequenceLogProbs(sum_over_responses(log_probs, batch), batch.num_response_tokens)
+
+
+def log_probs_and_divergences(
+    model: Any, batch: PackedBatch, teacher: Predictor, divergences: Sequence[Divergence]
+) -> tuple[SequenceLogProbs, Tensor]:
+    """Log pi(y|x) of each sequence, and sums of token-level distances to a teacher, from one forward pass.
+
+    Args:
+        model: prepared; gradients reach it under its current mode and autocast.
+        batch: token trees.
+        teacher: its `predictor` for the same batch.
+        divergences: what is summed over each response's positions.
+
+    Returns:
+        Log-probs, and the sums [divergences, sequences], all in nats.
+
+    Raises:
+        ConfigError: the model's head is more than a matrix.
+    """
+    chunk = model.kernels.chunk_tokens
+
+    def sums(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        own = Predictor(hidden[0, batch.predicted_by], weight, bias)
+        distances = linear_divergences(own, teacher, divergences, chunk)
+        rows = [predictor_log_probs(own, batch, chunk).total, *(sum_over_responses(row, batch) for row in distances)]
+        return torch.stack(rows)
+
+    answered = _answer(model, batch, sums)
+    return SequenceLogProbs(answered[0], batch.num_response_tokens), answered[1:]
 
 
 def response_logits(model: Any, batch: PackedBatch) -> Tensor:
