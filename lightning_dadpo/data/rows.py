@@ -60,8 +60,8 @@ class ResponseRow:
         token_ids: what the model sampled, its end-of-turn token included when it sampled one.
         text: the response decoded, without special tokens.
         finish_reason: "stop" when the model ended its turn, "length" when the cap cut it.
-        log_prob: log pi(y|x) of the raw model (temperature 1, nothing cut off) in nats, as the sampler saw it; None where
-            it could not see it, as behind a server.
+        log_prob: log pi(y|x) of the raw model (temperature 1, nothing cut off) in nats, as the sampler saw it;
+            None where it could not see it, as behind a server.
         candidate: its number among the responses that this model gave to this prompt, from 0.
     """
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from lightning_dadpo.data.rows import FinishReason, content_digest
 from lightning_dadpo.errors import ConfigError
 
-__all__ = ["SamplerSettings", "Sampled", "Sampler", "nothing", "prompt_seed"]
+__all__ = ["SamplerSettings", "Sampled", "Sampler", "nothing", "prompt_seed", "seed_key"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class SamplerSettings:
         temperature: divides the logits; 0 takes the likeliest token each time.
         top_p: keep the likeliest tokens up to this probability mass; 1 keeps all.
         max_new_tokens: cap on a response, in tokens, its end-of-turn token included.
-        seed: with the prompt's id it fixes the randomness of that prompt alone. Two models whose responses are to
-            be paired want two seeds: under one they draw with the same random numbers.
+        seed: with the prompt's id and the number of the response to it, it fixes the randomness of that response
+            alone. Two models whose responses are to be paired want two seeds: under one they draw with the same
+            random numbers.
     """
 
     temperature: float = 1.0
@@ -70,6 +71,11 @@ class Sampler(Protocol):
         """
 
 
+def seed_key(prompt_id: str, candidate: int) -> str:
+    """What seeds one response: the first to a prompt as if it were the only one, further ones each in their own way."""
+    return f"{candidate} {prompt_id}" if candidate else prompt_id
+
+
 def prompt_seed(seed: int, key: str) -> int:
-    """The seed of one prompt's random numbers, 63 bits: other prompts and their order do not enter."""
+    """The seed of one response's random numbers, 63 bits: other prompts and their order do not enter."""
     return int(content_digest(seed, key), 16) >> 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from lightning_dadpo.models.loading import (
 )
 from lightning_dadpo.models.numerics import default_device, inference_precision
 from lightning_dadpo.models.spec import ModelSpec, Precision
-from lightning_dadpo.sampling.base import Sampled, Sampler, SamplerSettings
+from lightning_dadpo.sampling.base import Sampled, Sampler, SamplerSettings, seed_key
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
 from lightning_dadpo.sampling.vllm_sampler import VllmSampler, vllm_module
 
@@ -35,8 +35,15 @@ BATCHES_IN_WINDOW = 8
 """A window is drawn as a whole by one process, its batch kept full, and then written: what a kill can lose, and what is
 drawn again together, so that every prompt has the same company, whoever draws it and whenever."""
 
-Task = tuple[str, PromptRow, list[int]]
-"""Split, prompt, and the prompt as the model reads it."""
+
+@dataclass(frozen=True)
+class _Task:
+    """One response to draw: the prompt with its split, the prompt as the model reads it, and the response's number."""
+
+    split: str
+    prompt: PromptRow
+    prompt_ids: list[int]
+    candidate: int
 
 
 def sample(
@@ -47,8 +54,9 @@ def sample(
     batch_size: int = 32,
     precision: Precision | None = None,
     backend: Backend = "transformers",
+    responses_per_prompt: int = 1,
 ) -> Path:
-    """Draw one response for every prompt from a model; a killed run goes on where it stopped.
+    """Draw responses for every prompt from a model; a killed run goes on where it stopped.
 
     Several processes, started by torchrun or srun, share the prompts, eight batches at a time: on several GPUs,
     `torchrun --nproc_per_node 8 -m lightning_dadpo sample -c FILE.yaml`. Their number changes nothing in the rows.
@@ -61,12 +69,14 @@ def sample(
         batch_size: responses drawn at a time, by each process.
         precision: number format; by default what this machine is fast in.
         backend: what runs the model; vllm is an extra of its own, for GPUs, and wants a large batch_size.
+        responses_per_prompt: candidates for a pairing rule to choose among; the first is what would be drawn alone.
 
     Raises:
         ConfigError, DataError, ArtifactError: see the message.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size {batch_size}: expected at least 1")
+    for key, number in (("batch_size", batch_size), ("responses_per_prompt", responses_per_prompt)):
+        if number < 1:
+            raise ConfigError(f"{key} {number}: expected at least 1")
     ranks = ranks_here()
     take_device(ranks)
     settings = settings or SamplerSettings()
@@ -79,12 +89,15 @@ def sample(
         "batch_size": batch_size,
         "backend": _backend(backend, model, precision),
     }
+    if responses_per_prompt > 1:  # artefacts of a single one say nothing of it, older ones too
+        made_from["responses_per_prompt"] = responses_per_prompt
     if finished(out, "responses", made_from):
         return Path(out)
     if backend == "vllm":
         _refuse_shared_gpu(ranks)
     tokenizer = load_tokenizer(model)
-    tasks = [(split, row, render_prompt(tokenizer, row.messages)) for split, row in rows]
+    prompts_read = [(split, row, render_prompt(tokenizer, row.messages)) for split, row in rows]
+    tasks = [_Task(*read, candidate) for read in prompts_read for candidate in range(responses_per_prompt)]
     sampler = _sampler(backend, model, tokenizer, settings, batch_size, precision)
     with shared_draft(out, "responses", made_from, ranks) as work, autocast(precision, default_device()):
         _draw_all(work, sampler, tokenizer, _windows(tasks, batch_size * BATCHES_IN_WINDOW))
@@ -119,23 +132,30 @@ def _sampler(
     return TransformersSampler(loaded, end_of_turn_ids(loaded, tokenizer), settings, size)
 
 
-def _windows(tasks: list[Task], size: int) -> list[list[Task]]:
-    """Prompts of like length together; the same windows whenever the stage is run again."""
-    ordered = sorted(tasks, key=lambda task: (len(task[2]), task[1].prompt_id))
+def _windows(tasks: list[_Task], size: int) -> list[list[_Task]]:
+    """Prompts of like length together, all responses to one side by side; the same whenever the stage is run again."""
+    ordered = sorted(tasks, key=lambda task: (len(task.prompt_ids), task.prompt.prompt_id, task.candidate))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _draw_all(work: SharedDraft, sampler: Sampler, tokenizer: Any, windows: list[list[Task]]) -> None:
+def _draw_all(work: SharedDraft, sampler: Sampler, tokenizer: Any, windows: list[list[_Task]]) -> None:
     """This rank's windows."""
-    keys = [[row.prompt_id for _, row, _ in window] for window in windows]
-    with share(work, keys, ResponseRow, _prompt_id, "sampling (responses)") as own:
+    keys = [[_key(task.prompt.prompt_id, task.candidate) for task in window] for window in windows]
+    with share(work, keys, ResponseRow, _row_key, "sampling (responses)") as own:
         for number in own:
-            drawn = sampler.sample([ids for *_, ids in windows[number]], keys[number], own.advance)
-            own.write(number, (_row(tokenizer, *pair) for pair in zip(windows[number], drawn, strict=True)))
+            window = windows[number]
+            seeds = [seed_key(task.prompt.prompt_id, task.candidate) for task in window]
+            drawn = sampler.sample([task.prompt_ids for task in window], seeds, own.advance)
+            own.write(number, (_row(tokenizer, *pair) for pair in zip(window, drawn, strict=True)))
 
 
-def _prompt_id(row: ResponseRow) -> str:
-    return row.prompt_id
+def _key(prompt_id: str, candidate: int) -> str:
+    """Different for any two responses, whatever the prompts are called."""
+    return f"{candidate} {prompt_id}"
+
+
+def _row_key(row: ResponseRow) -> str:
+    return _key(row.prompt_id, row.candidate)
 
 
 def _counts(path: Path) -> dict[str, int]:
@@ -147,15 +167,15 @@ def _counts(path: Path) -> dict[str, int]:
     return counts
 
 
-def _row(tokenizer: Any, task: Task, drawn: Sampled) -> ResponseRow:
-    split, prompt, prompt_ids = task
+def _row(tokenizer: Any, task: _Task, drawn: Sampled) -> ResponseRow:
     return ResponseRow(
-        prompt_id=prompt.prompt_id,
-        split=split,
-        messages=prompt.messages,
-        prompt_token_ids=prompt_ids,
+        prompt_id=task.prompt.prompt_id,
+        split=task.split,
+        messages=task.prompt.messages,
+        prompt_token_ids=task.prompt_ids,
         token_ids=drawn.token_ids,
         text=tokenizer.decode(drawn.token_ids, skip_special_tokens=True),
         finish_reason=drawn.finish_reason,
         log_prob=drawn.log_prob,
+        candidate=task.candidate,
     )

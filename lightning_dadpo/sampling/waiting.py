@@ -51,6 +51,16 @@ def families(prompt_ids: Sequence[list[int]]) -> list[Family]:
     return found
 
 
+def _by_prompt(prompt_ids: Sequence[list[int]]) -> list[Family]:
+    """The families of different prompts, each prompt in its place as often as it stands there."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, ids in enumerate(prompt_ids):
+        places.setdefault(tuple(ids), []).append(place)
+    groups = list(places.values())
+    found = families([prompt_ids[group[0]] for group in groups])
+    return [Family([place for number in family.prompts for place in groups[number]], family.shared) for family in found]
+
+
 def _run(alike: list[int], at: int) -> tuple[int, int]:
     """The longest run of neighbours around `at` that share at least what those at `at` do."""
     start, stop = at, at + 1
@@ -70,13 +80,13 @@ class Waiting:
 
     Args:
         model: in eval mode, on its device.
-        prompt_ids: every prompt; none is empty.
+        prompt_ids: every prompt; none is empty. One that stands there several times is read once a batch.
     """
 
     def __init__(self, model: Any, prompt_ids: list[list[int]]) -> None:
         self.model, self.prompt_ids = model, prompt_ids
         self.device = next(model.parameters()).device
-        self.families = families(prompt_ids)
+        self.families = _by_prompt(prompt_ids)
         self.beginning: DynamicCache | None = None
 
     def __len__(self) -> int:
@@ -104,7 +114,9 @@ class Waiting:
 
     def _read(self, prompts: list[int], shared: int, beginning: DynamicCache) -> Running:
         """What stands behind the beginning, padded behind; then every row is moved to end in the last column."""
-        rest = [self.prompt_ids[prompt][shared:] for prompt in prompts]
+        numbers: dict[tuple[int, ...], int] = {}
+        asked = [numbers.setdefault(tuple(self.prompt_ids[prompt][shared:]), len(numbers)) for prompt in prompts]
+        rest = [list(ids) for ids in numbers]
         longest = max(map(len, rest))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rest], device=self.device)
         tokens = torch.tensor([len(row) for row in rest], device=self.device)
@@ -122,6 +134,10 @@ class Waiting:
         )
         logits = output.logits[torch.arange(len(rest), device=self.device), place].float()
         _move(cache, (columns - (len(columns) - lengths)[:, None]).clamp_min(0))
+        if len(rest) < len(prompts):
+            rows = torch.tensor(asked, device=self.device)
+            lengths, logits = lengths[rows], logits[rows]
+            cache.batch_select_indices(rows)
         return Running(prompts, lengths, logits, cache)
 
 

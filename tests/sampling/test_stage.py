@@ -153,6 +153,63 @@ def test_the_batch_size_changes_no_text(tiny_folder: Path, prompts: dict[str, Pr
     assert one == three
 
 
-def test_a_batch_size_below_one_is_refused(tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_size 0: expected at least 1"):
-        run(tiny_folder, prompts, tmp_path / "out", size=0)
+@pytest.mark.parametrize("key", ["batch_size", "responses_per_prompt"])
+def test_a_number_below_one_is_refused(
+    key: str, tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path
+) -> None:
+    numbers: dict[str, Any] = {key: 0}
+    with pytest.raises(ConfigError, match=f"{key} 0: expected at least 1"):
+        sample(ModelSpec(str(tiny_folder)), prompts, str(tmp_path / "out"), **numbers)
+
+
+def candidates(model: Path, prompts: dict[str, PromptFile], out: Path, number: int, size: int = 3) -> list[ResponseRow]:
+    spec, precision = ModelSpec(str(model)), "32-true"
+    folder = sample(spec, prompts, str(out), SETTINGS, size, precision, responses_per_prompt=number)
+    return list(read_rows(folder / "rows.jsonl", ResponseRow))
+
+
+def test_the_first_candidate_is_the_single_response_and_the_others_are_other_draws(
+    tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path
+) -> None:
+    alone = {row.prompt_id: row for row in run(tiny_folder, prompts, tmp_path / "alone")}
+    rows = candidates(tiny_folder, prompts, tmp_path / "three", 3)
+    assert read_manifest(tmp_path / "three").made_from["responses_per_prompt"] == 3
+    assert "responses_per_prompt" not in read_manifest(tmp_path / "alone").made_from
+    assert [row.candidate for row in rows] == [0, 1, 2] * 7
+    for row in rows:
+        one = alone[row.prompt_id]
+        assert (row.prompt_token_ids, row.split) == (one.prompt_token_ids, one.split)
+        assert (row.token_ids == one.token_ids) == (row.candidate == 0)
+        if row.candidate == 0:
+            assert row.log_prob == pytest.approx(one.log_prob, rel=1e-5)
+    assert len({(row.prompt_id, tuple(row.token_ids)) for row in rows}) == 21
+
+
+def test_fewer_candidates_are_the_first_of_more(
+    tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path
+) -> None:
+    two, four = (candidates(tiny_folder, prompts, tmp_path / str(number), number) for number in (2, 4))
+    texts = {(row.prompt_id, row.candidate): row.token_ids for row in four}
+    assert all(texts[row.prompt_id, row.candidate] == row.token_ids for row in two)
+
+
+def test_C2_candidates_of_prompts_with_confusing_names_stay_apart(tiny_folder: Path, tmp_path: Path) -> None:
+    names = ["a", "1 a", "0 a", "1 1 a"]
+    rows = candidates(tiny_folder, {"train": write_prompts(tmp_path / "p.jsonl", names)}, tmp_path / "out", 2)
+    assert sorted((row.prompt_id, row.candidate) for row in rows) == sorted(
+        (name, number) for name in names for number in (0, 1)
+    )
+
+
+def test_candidates_of_a_killed_run_are_drawn_again_with_their_window_and_come_out_the_same(
+    tiny_folder: Path, prompts: dict[str, PromptFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "BATCHES_IN_WINDOW", 1)
+    whole = candidates(tiny_folder, prompts, tmp_path / "out", 2)
+    (tmp_path / "out").rename(tmp_path / "out.partial")
+    manifest = json.loads((tmp_path / "out.partial" / "manifest.json").read_text("utf-8"))
+    (tmp_path / "out.partial" / "begun.json").write_text(json.dumps(manifest["made_from"]), "utf-8")
+    rows = tmp_path / "out.partial" / "rows.jsonl"
+    lines = rows.read_bytes().splitlines(keepends=True)
+    rows.write_bytes(b"".join(lines[:4]) + lines[4][:9])  # a prompt's first candidate, not its second
+    assert candidates(tiny_folder, prompts, tmp_path / "out", 2) == whole

@@ -57,12 +57,18 @@ def noted(monkeypatch: pytest.MonkeyPatch, notes: Path, dies: int | None = None,
     monkeypatch.setattr(TransformersSampler, "sample", noting)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_any_number_of_processes_writes_the_bytes_of_one(config: Path, tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(("size", "candidates"), [(2, 1), (3, 1), (2, 3)])
+def test_any_number_of_processes_writes_the_bytes_of_one(
+    config: Path, tmp_path: Path, size: int, candidates: int
+) -> None:
+    with config.open("a") as file:
+        file.write(f"responses_per_prompt: {candidates}\n")
     assert sampling(config, tmp_path / "one")(0) == 0
     ranks = start_ranks(tmp_path / "logs", size, sampling(config, tmp_path / "many"))
     assert ended(ranks) == [0] * size, [rank.said for rank in ranks]
-    assert (tmp_path / "many" / "rows.jsonl").read_bytes() == (tmp_path / "one" / "rows.jsonl").read_bytes()
+    rows = (tmp_path / "many" / "rows.jsonl").read_bytes()
+    assert rows == (tmp_path / "one" / "rows.jsonl").read_bytes()
+    assert len(rows.splitlines()) == 15 * candidates
     assert ranks[0].said.splitlines()[-1] == str(tmp_path / "many")
     assert not any(rank.said for rank in ranks[1:])
 

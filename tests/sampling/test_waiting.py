@@ -124,6 +124,25 @@ def test_places_that_become_free_are_taken_and_never_more_than_there_are(
     assert len(steps) < sum(max(len(row.token_ids) for row in drawn[start : start + 8]) for start in (0, 8, 16))
 
 
+def test_a_prompt_with_several_responses_is_read_once_a_batch_and_each_draws_as_if_alone(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [ids for ids in ALIKE[:2] for _ in range(3)]
+    keys = [f"key {number}" for number in range(6)]
+    ends = (END_OF_TURN, *range(50, 259, 9))
+    sampler = TransformersSampler(model, ends, SETTINGS, 8)
+    alone = [sampler.sample([prompt], [key])[0] for prompt, key in zip(prompts, keys, strict=True)]
+    with monkeypatch.context() as patch:
+        seen = read_tokens(model, patch)
+        rows = sampler.sample(prompts, keys)
+    # the shared part; two rows of 1 and 2 own tokens, though six responses were asked for; then six of one token
+    assert seen[:3] == [20, 4, 6]
+    assert len({tuple(row.token_ids) for row in rows}) == 6
+    for prompt, row, one in zip(prompts, rows, alone, strict=True):
+        assert row.token_ids == one.token_ids
+        assert row.log_prob == pytest.approx(independent_log_prob(model, prompt, row.token_ids), rel=1e-4)
+
+
 def test_A11_padding_is_told_by_lengths_where_prompts_hold_the_padding_id_and_the_end_of_turn(model: Any) -> None:
     prompts = [[END_OF_TURN, 40, END_OF_TURN, 0], [0, 0, 41, END_OF_TURN, 42, 43, 0], [END_OF_TURN]]
     for prompt, row in zip(
