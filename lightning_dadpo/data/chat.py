@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
@@ -15,11 +16,15 @@ from jinja2 import TemplateError
 from lightning_dadpo.data.rows import Message
 from lightning_dadpo.errors import DataError
 
-__all__ = ["render_prompt", "render_response"]
+__all__ = ["render_prompt", "render_response", "render_text", "special_token_in", "UnplacedTextError"]
 
 Tokenizer = Any
 Covers = dict[str, str]
 """Private character -> the special token's spelling that it stands for while the template is at work."""
+
+
+class UnplacedTextError(DataError):
+    """The chat template has no place for this one conversation; another one may do."""
 
 
 def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -30,29 +35,67 @@ def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     beginning-of-sequence token is there once, and only if the template prints it.
 
     Raises:
-        DataError: the tokenizer has no chat template, or the template refuses the conversation.
+        DataError: the tokenizer has no chat template, or the template refuses the conversation (`UnplacedTextError`).
     """
     covers = _covers(tokenizer, [message.content for message in messages])
     return _encode(tokenizer, _render(tokenizer, messages, covers, header=True), covers)
 
 
-def render_response(tokenizer: Tokenizer, messages: Sequence[Message], response_text: str) -> list[int]:
-    """Ids of an assistant turn that nobody sampled: imported data.
+def render_response(
+    tokenizer: Tokenizer, messages: Sequence[Message], response_text: str, finished: bool = True
+) -> list[int]:
+    """Ids of an assistant turn that this model did not sample: imported data, or another model's words.
 
     The turn is what the template prints between the assistant header and its end-of-turn token, that token
-    included, once, and nothing behind it (traps A2, A12). It is encoded apart from the prompt, so that no
-    token reaches across the boundary (trap A4). What the template does to the content, such as trimming it,
-    is done here too, for the model has only ever seen it done.
+    included, once, and nothing behind it (traps A2, A12); a turn that was cut has no such token (trap A7). No
+    token reaches across the boundary to the prompt (trap A4). What the template does to the content, such as
+    trimming it, is done here too, for the model has only ever seen it done.
 
     Args:
         tokenizer: with a chat template.
         messages: the prompt.
         response_text: what the assistant said.
+        finished: whether it ended its turn; no when a cap on the length cut it.
 
     Raises:
-        DataError: the template does not end an assistant turn with a special token, or begins it otherwise
-            than its own assistant header.
+        UnplacedTextError: the template refuses this conversation, or begins a finished turn otherwise than with
+            its own assistant header.
+        DataError: the template does not end an assistant turn with a special token, or there is none.
     """
+    turn = _turn(tokenizer, messages, response_text, finished)
+    return _encode_behind(tokenizer, turn.prompt, turn.response, turn.covers)
+
+
+def render_text(
+    tokenizer: Tokenizer, messages: Sequence[Message], response_text: str, finished: bool = True
+) -> tuple[str, str]:
+    """Prompt and response as text that is to be sent to a server: what `render_prompt` and `render_response` encode.
+
+    Whoever reads it takes a special token's spelling for the token, so nobody may have written one: see
+    `special_token_in`.
+
+    Raises:
+        UnplacedTextError, DataError: as `render_response`.
+    """
+    turn = _turn(tokenizer, messages, response_text, finished)
+    return _uncover(turn.prompt, turn.covers), _uncover(turn.response, turn.covers)
+
+
+def special_token_in(tokenizer: Tokenizer, texts: Sequence[str]) -> str | None:
+    """A special token of this tokenizer that one of the texts spells, if any does (trap A13)."""
+    return next((token for token in _special_tokens(tokenizer) if any(token in text for text in texts)), None)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A prompt and the assistant turn behind it, as the template prints them, spelled special tokens covered."""
+
+    prompt: str
+    response: str
+    covers: Covers
+
+
+def _turn(tokenizer: Tokenizer, messages: Sequence[Message], response_text: str, finished: bool) -> _Turn:
     texts = [*(message.content for message in messages), response_text]
     covers = _covers(tokenizer, texts)
     probe = next(_private_characters([*texts, *covers]))
@@ -64,11 +107,12 @@ def render_response(tokenizer: Tokenizer, messages: Sequence[Message], response_
     _, found, tail = probed.partition(probe)
     ending = _end_of_turn(tokenizer, tail)
     if not (found and answered.startswith(prompt) and answered.endswith(tail)):
-        raise DataError(
+        raise UnplacedTextError(
             "the chat template prints a finished assistant turn otherwise than its assistant header followed by the "
             "content, so imported responses cannot be placed; use a template for plain chat"
         )
-    return _encode(tokenizer, answered[len(prompt) : len(answered) - len(tail)] + ending, covers)
+    response = answered[len(prompt) : len(answered) - len(tail)]
+    return _Turn(prompt, response + (ending if finished else ""), covers)
 
 
 def _end_of_turn(tokenizer: Tokenizer, tail: str) -> str:
@@ -97,7 +141,7 @@ def _render(tokenizer: Tokenizer, messages: Sequence[Message], covers: Covers, *
     try:
         return str(tokenizer.apply_chat_template(turns, add_generation_prompt=header, tokenize=False))
     except TemplateError as error:
-        raise DataError(f"the chat template refuses the conversation: {error}") from error
+        raise UnplacedTextError(f"the chat template refuses the conversation: {error}") from error
 
 
 def _encode(tokenizer: Tokenizer, text: str, covers: Covers) -> list[int]:
@@ -117,6 +161,20 @@ def _encode(tokenizer: Tokenizer, text: str, covers: Covers) -> list[int]:
         waiting = ""
         ids += tokenizer.encode(_uncover(piece, covers), add_special_tokens=False, split_special_tokens=True)
     return ids + list(tokenizer.encode(waiting, add_special_tokens=False))
+
+
+def _encode_behind(tokenizer: Tokenizer, prompt: str, response: str, covers: Covers) -> list[int]:
+    """Ids of a response that stands behind a prompt.
+
+    Some tokenizers (SentencePiece's) put a space before whatever they are given first, and here that is not the
+    response. So both are encoded, and the prompt's ids taken off; where a token would reach across the boundary
+    (trap A4), the response is encoded apart.
+    """
+    before = _encode(tokenizer, prompt, covers)
+    together = _encode(tokenizer, prompt + response, covers)
+    if together[: len(before)] == before:
+        return together[len(before) :]
+    return _encode(tokenizer, response, covers)
 
 
 def _special_tokens(tokenizer: Tokenizer) -> list[str]:

@@ -93,6 +93,35 @@ def test_A4_no_token_reaches_from_the_header_into_the_response() -> None:
     assert response == [*plain(tokenizer, "Hi"), 1]
 
 
+def test_A7_a_cut_turn_has_neither_end_of_turn_nor_the_templates_blanks_before_it(tokenizer: Any) -> None:
+    assert render_response(tokenizer, HELLO, "Hi there", finished=False) == plain(tokenizer, "Hi there")
+    tokenizer.chat_template = TRIMMING
+    assert render_response(tokenizer, HELLO, "Hi", finished=False) == plain(tokenizer, " Hi")
+
+
+def test_no_space_is_put_before_a_response_by_a_tokenizer_that_begins_with_one() -> None:
+    """SentencePiece's way: encoded apart, the response would begin with a space that no model wrote there."""
+    specials = ["<s>", "</s>", "<unk>"]
+    tokens = [*specials, "▁", *"[INST]/Hilothe:", "Hi", "▁Hi", "▁["]
+    merges = [("H", "i"), ("▁", "Hi"), ("▁", "[")]
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
+        "{% else %}{{ SPACE + m['content'] + '</s>' }}{% endif %}{% endfor %}"
+    )
+    read = {}
+    for space in ("' '", "''"):
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=core, eos_token="</s>", unk_token="<unk>", chat_template=template.replace("SPACE", space)
+        )
+        read[space] = tokenizer.convert_ids_to_tokens(render_response(tokenizer, [Message("user", "Hi")], "Hi"))
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("Hi", add_special_tokens=False)) == ["▁Hi"]
+    assert read == {"' '": ["▁Hi", "</s>"], "''": ["Hi", "</s>"]}
+
+
 def test_A11_the_end_of_turn_comes_from_the_template_not_from_eos_or_pad(tokenizer: Any) -> None:
     tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
     assert render_response(tokenizer, HELLO, "Hi")[-1] == END_OF_TURN

@@ -1,0 +1,79 @@
+"""What a model with another tokenizer reads of a pair: the same text (METHOD, consequence 6).
+
+It is one tokenisation of the text, under that model's own chat template, so its log-prob is a lower bound on the
+text's: exact only with the same tokenizer and ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_dadpo.data.chat import (
+    UnplacedTextError,
+    render_prompt,
+    render_response,
+    render_text,
+    special_token_in,
+)
+from lightning_dadpo.data.rows import Message
+
+__all__ = ["Reading", "LeftOut", "read_response"]
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What bytes that are no UTF-8 are decoded to: the text is no longer what was sampled."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A prompt and a response as a model reads them, as text and as ids.
+
+    Attributes:
+        text_prompt: what the model's chat template prints up to and with its assistant header.
+        text_response: the response as the template prints it; it ends with the model's own end of turn if the
+            response was finished, and nothing stands behind that.
+        prompt_token_ids: the ids of the first. response_token_ids: the ids of the second.
+        spelled: a special token that people or models wrote out in full. The ids take it for ordinary text; a server
+            that is sent the text would read the token itself (trap A13), so send nothing that has one.
+    """
+
+    text_prompt: str
+    text_response: str
+    prompt_token_ids: list[int]
+    response_token_ids: list[int]
+    spelled: str | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A response that this model cannot be asked about, and why, in a few words."""
+
+    reason: str
+
+
+def read_response(tokenizer: Any, messages: Sequence[Message], response_text: str, finished: bool) -> Reading | LeftOut:
+    """A response to a conversation as the model with this tokenizer reads it.
+
+    Args:
+        tokenizer: the model's own, with its chat template.
+        messages: the prompt.
+        response_text: what was answered, without special tokens.
+        finished: the answer ended its turn by itself; one that a cap cut has no end of turn here either (trap A7).
+
+    Raises:
+        DataError: the tokenizer has no chat template, or one that ends no turn with a special token.
+    """
+    if REPLACEMENT in response_text:
+        return LeftOut("broken UTF-8 in the response")
+    try:
+        text_prompt, text_response = render_text(tokenizer, messages, response_text, finished)
+        return Reading(
+            text_prompt,
+            text_response,
+            render_prompt(tokenizer, messages),
+            render_response(tokenizer, messages, response_text, finished),
+            special_token_in(tokenizer, [*(message.content for message in messages), response_text]),
+        )
+    except UnplacedTextError:
+        return LeftOut("no place for it in the model's chat template")
