@@ -18,7 +18,16 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning_dadpo.cli.checkpoints import find_checkpoint
 from lightning_dadpo.cli.command_parser import check_files, one_line
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.losses import DPO, AnchoredPreference, DaDPO
+from lightning_dadpo.losses import (
+    DPO,
+    IPO,
+    AnchoredPreference,
+    ConservativeDPO,
+    DaDPO,
+    HingePreference,
+    RobustDPO,
+    SimPO,
+)
 from lightning_dadpo.models.numerics import describe, training_precision
 from lightning_dadpo.training.callbacks import RecordPairs, StepProgress, Throughput
 from lightning_dadpo.training.checkpoints import BestCheckpoint, LastCheckpoint
@@ -32,7 +41,8 @@ from lightning_dadpo.training.watch import WatchDistances
 __all__ = ["run_lightning", "NAMED_IN_YAML"]
 
 NAMED_IN_YAML = (
-    AnchoredPreference, DaDPO, DPO, PreferenceModule, SupervisedModule, PreferenceData, SupervisedData,
+    AnchoredPreference, DaDPO, DPO, IPO, RobustDPO, ConservativeDPO, HingePreference, SimPO,
+    PreferenceModule, SupervisedModule, PreferenceData, SupervisedData,
     LastCheckpoint, BestCheckpoint, RecordPairs, StepProgress, Throughput, CheckScores, ExperimentLogger,
     WatchDistances,
 )  # fmt: skip

@@ -76,7 +76,7 @@ def pair_values(
         "accuracy": _preferred(outcome.margin),
         "ties": (outcome.margin == 0).float(),
         "policy_preference": _preferred(policy.gap),
-        "weight": torch.sigmoid(-outcome.margin),
+        "weight": outcome.weight,
         "chosen_reward": outcome.chosen_reward,
         "rejected_reward": outcome.rejected_reward,
         "chosen_nll_per_token": response_nll_per_token(policy.chosen),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class PreferenceModule(StudentModule):
 
     def describe(self) -> dict[str, Any]:
         """See `StudentModule.describe`."""
-        objective = {"name": type(self.loss).__name__, "betas": getattr(self.loss, "betas", {})}
+        objective = {"name": type(self.loss).__name__} | self.loss.settings
         said = {"stage": "preference", "objective": objective | {"sft_weight": self.sft_weight}}
         return super().describe() | said | {"anchors": self._anchor_contents()}
 
@@ -168,9 +168,7 @@ class PreferenceModule(StudentModule):
         outcome = self.loss(policy, anchors)
         if self.sft_weight:
             term = self.sft_weight * response_nll_per_token(policy.chosen)
-            outcome = PreferenceOutcome(
-                outcome.loss + term, outcome.margin, outcome.chosen_reward, outcome.rejected_reward
-            )
+            outcome = replace(outcome, loss=outcome.loss + term)
         return outcome, pair_values(outcome, policy, anchors)
 
     def training_step(self, batch: PairBatch, batch_index: int) -> Tensor:
