@@ -22,7 +22,7 @@ from lightning_dadpo.models.log_probs import response_logits
 from lightning_dadpo.models.spec import Precision
 from lightning_dadpo.types import PackedBatch
 
-__all__ = ["Sample", "SampleSums", "sample_sums", "MAX_POSITIONS"]
+__all__ = ["Sample", "SampleSums", "sample_sums", "token_log_probs_of", "MAX_POSITIONS"]
 
 MAX_POSITIONS = 512
 """Positions whose full-vocabulary logits are in memory at a time, of both models."""
@@ -89,6 +89,30 @@ def sample_sums(
         kl.index_add_(0, owners, kl_divergence(p_logits, q_logits).double().cpu())
         log_prob.index_add_(0, owners, token_log_probs(q_logits, batch.targets).double().cpu())
     return SampleSums(kl, log_prob, torch.tensor([len(sample.token_ids) for sample in samples]))
+
+
+@torch.no_grad()
+def token_log_probs_of(
+    model: Any, samples: Sequence[Sample], precision: Precision, max_positions: int = MAX_POSITIONS
+) -> list[Float[Tensor, " tokens"]]:
+    """Log pi(token | prompt and the tokens before) of every token of each response, in nats, on the CPU.
+
+    Of the raw model over its whole vocabulary, in windows as `sample_sums`; what a response gets sums to its log-prob.
+
+    Args:
+        model: any model. samples: prompts with responses. precision: the number format that it was loaded for.
+        max_positions: bound on the positions in memory.
+    """
+    device = next(model.parameters()).device
+    found: list[list[Tensor]] = [[] for _ in samples]
+    for windows in _grouped(samples, max_positions):
+        batch = _batch(samples, windows).to(device)
+        with autocast(precision, device):
+            values = token_log_probs(response_logits(model, batch), batch.targets).double().cpu()
+        # a tree of one response: its predictions stand in the order of its tokens
+        for window, part in zip(windows, torch.split(values, [one.end - one.start for one in windows]), strict=True):
+            found[window.row].append(part)
+    return [torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64) for parts in found]
 
 
 def _grouped(samples: Sequence[Sample], max_positions: int) -> Iterator[list[_Window]]:

@@ -31,6 +31,7 @@ from lightning_dadpo.evaluation.subjects import (
     read_subject,
 )
 from lightning_dadpo.evaluation.text_statistics import text_statistics
+from lightning_dadpo.evaluation.token_maps import TokenMaps
 from lightning_dadpo.models.loading import count_parameters, load_frozen
 from lightning_dadpo.models.log_probs import check_trunk_and_head
 from lightning_dadpo.models.numerics import default_device, inference_precision
@@ -81,12 +82,15 @@ def evaluate(
     batch_size: int = 8,
     precision: Precision | None = None,
     resamples: int = 2000,
+    token_maps: int = 4,
+    reference: str | None = None,
 ) -> Path:
     """Measure candidates against the teacher; a killed run goes on where it stopped.
 
     Makes an artefact of kind "evaluation": `rows.jsonl`, a row a model and prompt, and `summary.json`, a row a model
     with `model`, `parameters`, `prompts` and the estimates X = `finished`, `mean_tokens`, `repetition`,
-    `teacher_nll`, `forward_kl`, `reverse_kl` (the last three in nats/token), each with `X_low` and `X_high`.
+    `teacher_nll`, `forward_kl`, `reverse_kl` (the last three in nats/token), each with `X_low` and `X_high`; and
+    `token_maps.jsonl`, where teacher, reference and student differ on a few responses (`data.analysis.TokenMapRow`).
 
     Args:
         candidates: the students by name; `teacher` is added as the yardstick.
@@ -97,6 +101,9 @@ def evaluate(
         batch_size: prompts at a time.
         precision: number format; by default what this machine is fast in.
         resamples: bootstrap draws over prompts for the 95 % intervals.
+        token_maps: prompts whose responses, the teacher's and each student's own, are kept token by token; the first
+            ones of the teacher's file, 0 for none.
+        reference: the candidate that preference trainings start from; asked about every such response.
 
     Raises:
         ConfigError: a name or a number is not usable.
@@ -116,12 +123,15 @@ def evaluate(
         "batch_size": batch_size,
         "backend": f"{device.type} {precision}",
         "resamples": resamples,
+        "token_maps": [token_maps, reference],
     }
+    maps = TokenMaps(yardstick, students, reference, token_maps)
     if finished(out, "evaluation", made_from):
         return Path(out)
     with draft(out, "evaluation", made_from) as work:
-        measurement = _Measurement(work.path / "rows.jsonl", yardstick, precision, batch_size, resamples)
+        measurement = _Measurement(work.path / "rows.jsonl", yardstick, precision, batch_size, resamples, maps)
         summary = measurement.run(students)
+        _write_token_maps(work.path / "token_maps.jsonl", maps)
         write_atomically(work.path / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
         work.counts = {"models": len(summary), "prompts": len(yardstick.rows)}
         work.results = {
@@ -140,8 +150,11 @@ Record = Callable[[list[EvaluationRow]], None]
 class _Measurement:
     """The teacher, loaded once, and the rows measured so far."""
 
-    def __init__(self, path: Path, teacher: Subject, precision: Precision, batch_size: int, resamples: int) -> None:
+    def __init__(
+        self, path: Path, teacher: Subject, precision: Precision, batch_size: int, resamples: int, maps: TokenMaps
+    ) -> None:
         self.path, self.teacher, self.precision, self.resamples = path, teacher, precision, resamples
+        self.maps = maps
         # like lengths together; the same batches on every start, so that a resumed run gives the same numbers
         length = {name: len(row.prompt_token_ids) + len(row.token_ids) for name, row in teacher.rows.items()}
         self.prompts = sorted(teacher.rows, key=lambda name: (length[name], name))
@@ -162,6 +175,7 @@ class _Measurement:
 
                 teacher_model = self._load(self.teacher)
                 check_vocabulary(TEACHER, teacher_model, [self.teacher, *students])
+                self.maps.ask(TEACHER, teacher_model, self.precision)
                 summary = [self._measure_student(student, teacher_model, record) for student in students]
                 return [*summary, self._measure(self.teacher, teacher_model, teacher_model, record)]
 
@@ -175,6 +189,7 @@ class _Measurement:
         """The student lives in this call alone, so that its memory is free before the next one is loaded."""
         model = self._load(student)
         check_vocabulary(student.name, model, [self.teacher, student])
+        self.maps.ask(student.name, model, self.precision)
         return self._measure(student, model, teacher_model, record)
 
     def _measure(self, subject: Subject, model: Model, teacher_model: Model, record: Record) -> dict[str, Any]:
@@ -214,6 +229,12 @@ class _Measurement:
             )
             for at, prompt in enumerate(prompts)
         ]
+
+
+def _write_token_maps(path: Path, maps: TokenMaps) -> None:
+    path.unlink(missing_ok=True)  # a killed run may have left it
+    with RowWriter(path) as writer:
+        writer.write(*maps.rows())
 
 
 def _samples(rows: list[ResponseRow]) -> list[Sample]:
