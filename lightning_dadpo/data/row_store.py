@@ -28,6 +28,7 @@ class RowStore(Sequence[Row], Generic[Row]):
         row_type: what its lines are.
         measures: whole numbers that are wanted of every row, taken while the file is read for the first time.
         keep: rows for which it says no are validated, and left out.
+        view: what becomes of a row that is kept, each time it is asked for; `measures` see that.
 
     Attributes:
         columns: what each of `measures` gave to each row.
@@ -42,8 +43,9 @@ class RowStore(Sequence[Row], Generic[Row]):
         row_type: type[Row],
         measures: Iterable[Measure[Row]] = (),
         keep: Callable[[Row], bool] = lambda row: True,
+        view: Callable[[Row], Row] = lambda row: row,
     ) -> None:
-        self.path, self.row_type = Path(path), row_type
+        self.path, self.row_type, self.view = Path(path), row_type, view
         self.columns: dict[Measure[Row], array[int]] = {measure: array("q") for measure in measures}
         self._lines, self._places = array("q"), array("q")
         if not self.path.is_file():
@@ -54,8 +56,9 @@ class RowStore(Sequence[Row], Generic[Row]):
                 if line.strip() and keep(row := self._parse(line, number)):
                     self._lines.append(number)
                     self._places.append(place)
+                    seen = view(row)
                     for measure, values in self.columns.items():
-                        values.append(measure(row))
+                        values.append(measure(seen))
                 place += len(line)
 
     def _parse(self, line: bytes, number: int) -> Row:
@@ -87,7 +90,7 @@ class RowStore(Sequence[Row], Generic[Row]):
         with self.path.open("rb") as file:
             for index in indices:
                 file.seek(self._places[index])
-                yield self._parse(file.readline(), self._lines[index])
+                yield self.view(self._parse(file.readline(), self._lines[index]))
 
 
 def column(rows: Sequence[Row], measure: Measure[Row]) -> Sequence[int]:

@@ -7,8 +7,8 @@ text's: exact only with the same tokenizer and ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from lightning_dadpo.data.chat import (
     UnplacedTextError,
@@ -17,9 +17,12 @@ from lightning_dadpo.data.chat import (
     render_text,
     special_token_in,
 )
-from lightning_dadpo.data.rows import Message
+from lightning_dadpo.data.rows import Message, PairRow
 
-__all__ = ["Reading", "LeftOut", "read_response"]
+__all__ = ["Reading", "LeftOut", "Route", "read_response", "read_pair"]
+
+Route = Literal["ids", "text"]
+"""What a model is given of a pair: the very ids, or the text, which it reads under its own tokenizer and template."""
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What bytes that are no UTF-8 are decoded to: the text is no longer what was sampled."""
@@ -77,3 +80,33 @@ def read_response(tokenizer: Any, messages: Sequence[Message], response_text: st
         )
     except UnplacedTextError:
         return LeftOut("no place for it in the model's chat template")
+
+
+def read_pair(tokenizer: Any, pair: PairRow) -> PairRow | LeftOut:
+    """A pair in the ids that the model with this tokenizer reads for its text; its `pair_id` stays.
+
+    What a sampler saw of a response stays with it only where the model reads the very ids that were sampled, so that
+    no two tokenisations are compared.
+
+    Raises:
+        DataError: as `read_response`.
+    """
+    chosen = read_response(tokenizer, pair.messages, pair.chosen_text, pair.chosen_finish_reason == "stop")
+    if isinstance(chosen, LeftOut):
+        return chosen
+    rejected = read_response(tokenizer, pair.messages, pair.rejected_text, pair.rejected_finish_reason == "stop")
+    if isinstance(rejected, LeftOut):
+        return rejected
+    if not (chosen.response_token_ids and rejected.response_token_ids):
+        return LeftOut("nothing to read in the response")
+    same = chosen.prompt_token_ids == pair.prompt_token_ids
+    return replace(
+        pair,
+        prompt_token_ids=chosen.prompt_token_ids,
+        chosen_token_ids=chosen.response_token_ids,
+        rejected_token_ids=rejected.response_token_ids,
+        chosen_log_prob=pair.chosen_log_prob if same and chosen.response_token_ids == pair.chosen_token_ids else None,
+        rejected_log_prob=pair.rejected_log_prob
+        if same and rejected.response_token_ids == pair.rejected_token_ids
+        else None,
+    )

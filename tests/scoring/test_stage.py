@@ -18,6 +18,7 @@ from lightning_dadpo.models.loading import load_frozen, model_digest
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.scoring.cached import CachedScorer
 from lightning_dadpo.scoring.live import LiveScorer
+from lightning_dadpo.scoring.stage import score
 from lightning_dadpo.types import PairBatch, PairLogProbs, SequenceLogProbs
 from tests.scoring.example import LiveRows, make_pairs, scored, write_artifact
 from tests.tiny import tiny_model
@@ -221,7 +222,10 @@ def test_a_model_with_another_tokenizer_is_refused_before_it_scores(tmp_path: Pa
     turned = zip(plain, plain[7:] + plain[:7], strict=True)
     tokenizer["model"]["vocab"] |= {token: vocabulary[moved] for token, moved in turned}
     file.write_text(json.dumps(tokenizer), "utf-8")
-    with pytest.raises(DataError, match="must share a tokenizer"):
-        scored(other, pairs, tmp_path / "scores")
+    asked = ModelSpec(str(other)), str(pairs), str(tmp_path / "scores")
+    with pytest.raises(DataError, match=r"reads the ids of pair .* as other text than theirs"):
+        score(*asked, read="ids")
+    with pytest.raises(ConfigError, match=r"the ids of pair .* are other words to it.*--tokenizer.path FOLDER"):
+        score(*asked)
     assert not (tmp_path / "scores").exists()
     assert not (tmp_path / "scores.partial").exists()
