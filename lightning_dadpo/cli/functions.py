@@ -19,7 +19,7 @@ __all__ = ["run_function"]
 TAKES_A_PATH = ("run", "report", "plan")
 """Commands whose first argument is a path and needs no flag."""
 
-SPLIT = ("sample", "score")
+SPLIT = ("sample", "score", "score-responses")
 """Commands whose work several processes share; `fit` is Lightning's."""
 
 SECONDS_FOR_RANK_ZERO = 2.0

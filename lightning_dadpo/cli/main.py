@@ -23,10 +23,15 @@ LIGHTNING = {
 # Name: module, function, what it does.
 FUNCTIONS = {
     "prune": ("lightning_dadpo.models.pruning", "prune", "take whole layers out of a model, by one measured criterion"),
-    "sample": ("lightning_dadpo.sampling.stage", "sample", "draw a response for every prompt"),
-    "pair": ("lightning_dadpo.data.pairing", "make_pairs", "join chosen and rejected responses into pairs"),
+    "sample": ("lightning_dadpo.sampling.stage", "sample", "draw responses for every prompt"),
+    "pair": ("lightning_dadpo.data.pairing", "make_pairs", "join chosen and rejected responses into pairs, by a rule"),
     "import": ("lightning_dadpo.cli.importing", "import_preferences", "make pairs of your own preference data"),
     "score": ("lightning_dadpo.scoring.stage", "score", "score pairs once with a frozen model, audited"),
+    "score-responses": (
+        "lightning_dadpo.scoring.responses",
+        "score_responses",
+        "score responses once with the teacher, for a pairing rule that asks",
+    ),
     "evaluate": ("lightning_dadpo.evaluation.evaluate", "evaluate", "measure students against the teacher"),
     "export": ("lightning_dadpo.cli.exporting", "export", "a checkpoint or a model as a plain folder for transformers"),
     "report": ("lightning_dadpo.cli.reporting", "report", "write the HTML report of an experiment"),
@@ -49,10 +54,10 @@ def _help() -> str:
         "Distils a teacher's manners into a small student with daDPO (arXiv 2506.15717).",
         "",
         "training (LightningCLI):",
-        *(f"  {name:<9} {text}" for name, text in LIGHTNING.items()),
+        *(f"  {name:<15} {text}" for name, text in LIGHTNING.items()),
         "",
         "pipeline:",
-        *(f"  {name:<9} {text}" for name, (*_, text) in FUNCTIONS.items()),
+        *(f"  {name:<15} {text}" for name, (*_, text) in FUNCTIONS.items()),
         "",
         "dadpo COMMAND --help lists the command's options. Begin with: dadpo demo",
     ]

@@ -3,139 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning_dadpo.data.artifacts import draft, finished, read_manifest
 from lightning_dadpo.data.batching import pair_tokens
 from lightning_dadpo.data.importing import PreferenceSource, import_preferences, source_identity
+from lightning_dadpo.data.joining import Paired, ScoreOf, pair_responses, says_nothing, unscored
+from lightning_dadpo.data.judged import judge, one_judge
+from lightning_dadpo.data.pairing_rules import RULES, PairingRule
 from lightning_dadpo.data.row_store import RowStore
-from lightning_dadpo.data.rows import PairRow, ResponseRow, RowWriter, content_digest, read_rows
+from lightning_dadpo.data.rows import PairRow, ResponseRow, RowWriter, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 
 __all__ = ["Paired", "pair_responses", "make_pairs", "import_pairs", "read_pairs", "says_nothing"]
 
 ROWS = "rows.jsonl"
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Pairs in the order of the chosen responses, and what became of the others.
-
-    Attributes:
-        pairs: what can be trained on.
-        counts: `pairs`; `dropped_...` prompts by reason: only_chosen and only_rejected (the other side has no
-            response), empty, chosen_cut, identical, over_long; `kept_chosen_cut` and `kept_rejected_cut` pairs.
-    """
-
-    pairs: list[PairRow]
-    counts: dict[str, int]
-
-
-def pair_responses(
-    chosen: Iterable[ResponseRow],
-    rejected: Iterable[ResponseRow],
-    *,
-    keep_cut_chosen: bool = False,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-) -> Paired:
-    """Join two models' responses by prompt_id: y_w from the first, y_l from the second (METHOD, pipeline).
-
-    Ids are taken as they were sampled; nothing is cut, appended or tokenised again (traps A3, A6, A7).
-
-    Args:
-        chosen: the teacher's responses, one a prompt.
-        rejected: the student's responses, one a prompt.
-        keep_cut_chosen: keep pairs whose chosen response was stopped by the length cap.
-        max_prompt_tokens: pairs with a longer prompt are dropped.
-        max_response_tokens: pairs with a longer response are dropped.
-
-    Raises:
-        DataError: a side answers a prompt twice, or the sides read a prompt as other tokens (traps A8, A10) or
-            place it in another split.
-    """
-    answers, others = _by_prompt(chosen, "chosen"), _by_prompt(rejected, "rejected")
-    pairs: list[PairRow] = []
-    counts: Counter[str] = Counter(
-        dropped_only_chosen=len(answers.keys() - others.keys()),
-        dropped_only_rejected=len(others.keys() - answers.keys()),
-    )
-    for prompt_id, better in answers.items():
-        if (worse := others.get(prompt_id)) is None:
-            continue
-        _check_same_prompt(better, worse)
-        if (reason := _unusable(better, worse, keep_cut_chosen, max_prompt_tokens, max_response_tokens)) is not None:
-            counts[f"dropped_{reason}"] += 1
-            continue
-        counts["kept_chosen_cut"] += better.finish_reason == "length"
-        counts["kept_rejected_cut"] += worse.finish_reason == "length"
-        pairs.append(_pair(better, worse))
-    return Paired(pairs, {"pairs": len(pairs), **{key: count for key, count in sorted(counts.items()) if count}})
-
-
-def _by_prompt(rows: Iterable[ResponseRow], side: str) -> dict[str, ResponseRow]:
-    found: dict[str, ResponseRow] = {}
-    for row in rows:
-        if row.prompt_id in found:
-            raise DataError(f"{side} responses: prompt_id {row.prompt_id!r} is answered twice, expected one response")
-        found[row.prompt_id] = row
-    return found
-
-
-def _check_same_prompt(chosen: ResponseRow, rejected: ResponseRow) -> None:
-    if chosen.prompt_token_ids != rejected.prompt_token_ids:
-        raise DataError(
-            f"prompt_id {chosen.prompt_id!r}: the chosen and the rejected model read it as different tokens "
-            f"({len(chosen.prompt_token_ids)} and {len(rejected.prompt_token_ids)}); sample both from the same "
-            "prompts, with the same tokenizer and chat template"
-        )
-    if chosen.split != rejected.split:
-        raise DataError(
-            f"prompt_id {chosen.prompt_id!r}: split {chosen.split!r} among the chosen, {rejected.split!r} among the "
-            "rejected responses"
-        )
-
-
-def _unusable(
-    chosen: ResponseRow, rejected: ResponseRow, keep_cut_chosen: bool, max_prompt_tokens: int, max_response_tokens: int
-) -> str | None:
-    """Why a pair cannot be used: the first reason that applies."""
-    if says_nothing(chosen) or says_nothing(rejected):
-        return "empty"
-    if chosen.finish_reason == "length" and not keep_cut_chosen:
-        return "chosen_cut"
-    if chosen.token_ids == rejected.token_ids:
-        return "identical"
-    longest = max(len(chosen.token_ids), len(rejected.token_ids))
-    if len(chosen.prompt_token_ids) > max_prompt_tokens or longest > max_response_tokens:
-        return "over_long"
-    return None
-
-
-def says_nothing(row: ResponseRow) -> bool:
-    """No token at all, or the end-of-turn token alone: a response that stopped holds that token last."""
-    return len(row.token_ids) <= (1 if row.finish_reason == "stop" else 0)
-
-
-def _pair(chosen: ResponseRow, rejected: ResponseRow) -> PairRow:
-    return PairRow(
-        pair_id=content_digest(chosen.prompt_token_ids, chosen.token_ids, rejected.token_ids),
-        prompt_id=chosen.prompt_id,
-        split=chosen.split,
-        messages=chosen.messages,
-        prompt_token_ids=chosen.prompt_token_ids,
-        chosen_token_ids=chosen.token_ids,
-        chosen_text=chosen.text,
-        chosen_finish_reason=chosen.finish_reason,
-        rejected_token_ids=rejected.token_ids,
-        rejected_text=rejected.text,
-        rejected_finish_reason=rejected.finish_reason,
-        chosen_log_prob=chosen.log_prob,
-        rejected_log_prob=rejected.log_prob,
-    )
 
 
 def make_pairs(
@@ -145,19 +29,26 @@ def make_pairs(
     keep_cut_chosen: bool = False,
     max_prompt_tokens: int = 1024,
     max_response_tokens: int = 1024,
+    rule: PairingRule = "first_of_each",
+    chosen_scores: str | None = None,
+    rejected_scores: str | None = None,
 ) -> Path:
     """Pair two responses artefacts, the teacher's and the student's; a finished artefact is left as it is.
 
     Args:
         chosen: folder of the teacher's responses.
-        rejected: folder of the student's responses.
+        rejected: folder of the student's responses; or the same folder, for a rule that chooses among one model's.
         out: folder to make; complete or absent.
         keep_cut_chosen: keep pairs whose chosen response was stopped by the length cap.
         max_prompt_tokens: pairs with a longer prompt are dropped and counted, never cut.
         max_response_tokens: pairs with a longer response are dropped and counted, never cut.
+        rule: first_of_each, or best_and_worst by the teacher's nats per token.
+        chosen_scores: the teacher's scores of the chosen responses (`dadpo score-responses`), for a rule that asks;
+            without them what their sampler noted, which must have been the teacher.
+        rejected_scores: the same for the rejected responses; where both are one folder, chosen_scores say it.
 
     Raises:
-        ConfigError: a limit below 1.
+        ConfigError: a limit below 1; scores that the rule does not ask for, or of two teachers.
         ArtifactError: an input is not a complete responses artefact, or `out` holds something else.
         DataError: see `pair_responses`; or no pair is left.
     """
@@ -169,13 +60,33 @@ def make_pairs(
     for side, folder in (("chosen", chosen), ("rejected", rejected)):
         manifest = read_manifest(folder, "responses")
         made_from |= {f"{side}_responses": manifest.files[ROWS], f"{side}_model": manifest.made_from["model"]}
+    scores, judged = _scores(rule, chosen, rejected, chosen_scores, rejected_scores)
+    made_from |= judged
     if finished(out, "pairs", made_from):
         return Path(out)
     better, worse = (read_rows(Path(folder) / ROWS, ResponseRow) for folder in (chosen, rejected))
-    paired = pair_responses(better, worse, keep_cut_chosen=keep_cut_chosen, **limits)
+    paired = pair_responses(better, worse, keep_cut_chosen=keep_cut_chosen, **limits, rule=rule, scores=scores)
     if not paired.pairs:
         raise DataError(f"{chosen} and {rejected}: no pair is left to use ({_listed(paired.counts)})")
     return _write(out, made_from, paired)
+
+
+def _scores(
+    rule: PairingRule, chosen: str, rejected: str, chosen_scores: str | None, rejected_scores: str | None
+) -> tuple[tuple[ScoreOf, ScoreOf], dict[str, Any]]:
+    """What the rule is told of either side's responses, and what the manifest says of it.
+
+    A manifest says nothing of the paper's rule, so that artefacts from before there were others are still the same.
+    """
+    same = Path(chosen).resolve() == Path(rejected).resolve()
+    if not RULES[rule].asks_teacher:
+        if chosen_scores or rejected_scores or same:
+            raise ConfigError(f"rule {rule}: expected two responses folders and no scores, or --rule best_and_worst")
+        return (unscored, unscored), {} if rule == "first_of_each" else {"rule": rule}
+    sides = judge(chosen, chosen_scores), judge(rejected, rejected_scores or (chosen_scores if same else None))
+    one_judge(*sides, rule)
+    judged = {"rule": rule, "judge": sides[0].model, "judged": [side.made_from for side in sides]}
+    return (sides[0].score, sides[1].score), judged
 
 
 def import_pairs(source: PreferenceSource, tokenizer: Any, tokenizer_digest: str, split: str, out: str) -> Path:
@@ -217,8 +128,15 @@ def _write(out: str, made_from: dict[str, Any], paired: Paired) -> Path:
     return Path(out)
 
 
-def read_pairs(folder: str | Path, split: str | None = None) -> RowStore[PairRow]:
+def read_pairs(
+    folder: str | Path, split: str | None = None, keep: Callable[[PairRow], bool] = lambda pair: True
+) -> RowStore[PairRow]:
     """The pairs of an artefact, in its order; those of one split, or all of them. They stay on disk.
+
+    Args:
+        folder: the artefact.
+        split: train, validation or heldout.
+        keep: pairs of that split for which it says no are left out.
 
     Raises:
         ArtifactError: the folder is no complete pairs artefact.
@@ -229,10 +147,10 @@ def read_pairs(folder: str | Path, split: str | None = None) -> RowStore[PairRow
 
     def wanted(row: PairRow) -> bool:
         splits[row.split] += 1
-        return split in (None, row.split)
+        return split in (None, row.split) and keep(row)
 
     pairs = RowStore(Path(folder) / ROWS, PairRow, [pair_tokens], wanted)
-    if not pairs:
+    if not (pairs or splits[split or ""]):
         raise DataError(f"{folder}: no pairs of split {split!r}; it has {_listed(splits)}")
     return pairs
 

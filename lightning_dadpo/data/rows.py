@@ -22,8 +22,8 @@ from pydantic.dataclasses import dataclass
 from lightning_dadpo.errors import DataError
 
 __all__ = [
-    "Message", "PromptRow", "ResponseRow", "PairRow", "ScoreRow", "FinishReason",
-    "content_digest", "read_rows", "RowWriter",
+    "Message", "PromptRow", "ResponseRow", "PairRow", "ScoreRow", "ResponseScoreRow", "FinishReason",
+    "content_digest", "response_id", "read_rows", "RowWriter",
 ]  # fmt: skip
 
 Row = TypeVar("Row")
@@ -118,9 +118,28 @@ class ScoreRow:
     rejected_num_tokens: int
 
 
+@dataclass(frozen=True, config=STRICT)
+class ResponseScoreRow:
+    """What one model gives to one response, whoever sampled it.
+
+    Attributes:
+        response_id: digest of the prompt's and the response's ids.
+        log_prob: log pi(y|x) of the raw model, nats. num_tokens: the tokens in it.
+    """
+
+    response_id: str
+    log_prob: float
+    num_tokens: int
+
+
 def content_digest(*parts: Any) -> str:
     """Sixteen hex digits that change when any part changes; parts are whatever JSON can write."""
     return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def response_id(row: ResponseRow) -> str:
+    """What a response is called: the same tokens behind the same prompt are the same response."""
+    return content_digest(row.prompt_token_ids, row.token_ids)
 
 
 @lru_cache
