@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.models.loading import load_tokenizer
 from lightning_dadpo.models.numerics import default_tokens_per_batch
 from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.scoring.cached import left_out_of
 from lightning_dadpo.training.loader import PlannedLoader, evaluation_loader
 
 __all__ = ["PairSource", "ResponseSource", "PreferenceData", "SupervisedData"]
@@ -38,12 +39,15 @@ class PairSource:
         split: which of its rows: train, validation or heldout.
         preferences: a file or a name for datasets.load_dataset, instead of `folder`.
         tokenizer: whose chat template renders `preferences`: the student's.
+        scored_by: scores folders; what one of them left out, since its model could not be asked about the text, is left
+            out here too.
     """
 
     folder: str | None = None
     split: str = "train"
     preferences: PreferenceSource | None = None
     tokenizer: ModelSpec | None = None
+    scored_by: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if (self.folder is None) == (self.preferences is None):
@@ -54,16 +58,35 @@ class PairSource:
         if self.preferences is not None and self.tokenizer is None:
             raise ConfigError("pairs: `preferences` needs `tokenizer: {path: ...}`, the student's")
 
+    def left_out(self) -> dict[str, str]:
+        """Why a pair has no scores, by its id."""
+        return {pair_id: why for folder in self.scored_by for pair_id, why in left_out_of(folder).items()}
+
     def read(self) -> Sequence[PairRow]:
         """The pairs, in the order of their file; those of a folder stay on disk."""
+        left_out = self.left_out()
+        reasons: Counter[str] = Counter()
+
+        def scored(pair: PairRow) -> bool:
+            if (why := left_out.get(pair.pair_id)) is not None:
+                reasons[why] += 1
+            return why is None
+
+        rows = self._read(scored)
+        if reasons:
+            listed = ", ".join(f"{why}: {count}" for why, count in reasons.most_common())
+            print(f"{len(rows)} pairs of split {self.split}; left out {reasons.total()} that have no scores ({listed})")
+        return rows
+
+    def _read(self, scored: Callable[[PairRow], bool]) -> Sequence[PairRow]:
         if self.folder is not None:
-            return read_pairs(self.folder, self.split)
+            return read_pairs(self.folder, self.split, scored)
         assert self.preferences is not None
         assert self.tokenizer is not None
         imported = import_preferences(self.preferences, load_tokenizer(self.tokenizer), self.split)
         if imported.dropped:
             print(f"{self.preferences.path}: {len(imported.pairs)} pairs; dropped {imported.dropped}")
-        return imported.pairs
+        return list(filter(scored, imported.pairs))
 
 
 @dataclass(frozen=True)
@@ -297,6 +320,11 @@ class PreferenceData(_PlannedData):
     ) -> None:
         sources = {"train": train, "validation": validation, "test": test}
         super().__init__(sources, pairs_per_step, tokens_per_batch, seed, workers)
+
+    def _contents(self) -> str:
+        """See `_PlannedData`; other pairs left out are other rows."""
+        left_out = sorted(self.sources["train"].left_out())
+        return super()._contents() + (f" without {content_digest(left_out)}" if left_out else "")
 
     def _collate(self, rows: list[PairRow], part: MicroBatch) -> Any:
         return collate_pairs(rows, part.weights, pairs_in_step=part.in_step)

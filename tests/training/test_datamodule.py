@@ -9,13 +9,25 @@ import lightning as L
 import numpy as np
 import pytest
 
+from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.data.batching import pair_tokens
 from lightning_dadpo.data.importing import PreferenceSource
 from lightning_dadpo.data.plan import Plan
+from lightning_dadpo.data.rows import RowWriter
 from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
+from lightning_dadpo.scoring.cached import CachedScorer
 from lightning_dadpo.training.datamodule import PairSource, PreferenceData, ResponseSource
 from lightning_dadpo.training.normalisation import framework_divisor
-from tests.scoring.example import LiveRows, Setup, make_pairs, make_response, make_setup, trainer, write_artifact
+from tests.scoring.example import (
+    LiveRows,
+    Setup,
+    make_pairs,
+    make_response,
+    make_setup,
+    score_row,
+    trainer,
+    write_artifact,
+)
 
 
 @pytest.fixture
@@ -186,3 +198,31 @@ def test_nothing_to_train_on_is_refused(pairs: Path, tmp_path: Path) -> None:
     data.setup("fit")
     with pytest.raises(ConfigError, match=r"data\.train: nothing to train on"):
         data.train_dataloader()
+
+
+def test_pairs_that_a_scorer_left_out_are_left_out_of_the_data_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*make_pairs(7), *make_pairs(4, "validation")]
+    folder = write_artifact(tmp_path / "pairs", "pairs", rows)
+    gone = {rows[2].pair_id: "broken UTF-8 in the response", rows[8].pair_id: "broken UTF-8 in the response"}
+    with draft(tmp_path / "scores", "scores", {}) as work, RowWriter(work.path / "rows.jsonl") as writer:
+        writer.write(*(score_row(pair, -1.0, -2.0) for pair in rows if pair.pair_id not in gone))
+        work.results["left_out"] = gone
+    with pytest.raises(ArtifactError, match=rf"pair {rows[2].pair_id} was left out .*broken UTF-8.*add `scored_by: \["):
+        CachedScorer(tmp_path / "scores").look_up([rows[2].pair_id])
+    whole, source = PairSource(str(folder)), PairSource(str(folder), scored_by=[str(tmp_path / "scores")])
+    assert [pair.pair_id for pair in source.read()] == [pair.pair_id for pair in rows[:7] if pair.pair_id not in gone]
+    assert (
+        capsys.readouterr().out
+        == "6 pairs of split train; left out 1 that have no scores (broken UTF-8 in the response: 1)\n"
+    )
+    digests = {_contents_of(tmp_path, one) for one in (whole, source, PairSource(str(folder), scored_by=[]))}
+    assert len(digests) == 2, "a training on other pairs is not gone on with"
+
+
+def _contents_of(root: Path, source: PairSource) -> str:
+    data = PreferenceData(source, pairs_per_step=3)
+    data.trainer = trainer(root)
+    data.setup("fit")
+    return data._contents()
