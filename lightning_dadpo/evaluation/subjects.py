@@ -47,7 +47,7 @@ class Subject:
 
 
 def read_subject(name: str, spec: ModelSpec, responses: str, split: str) -> Subject:
-    """A model and its responses of one split.
+    """A model and its responses of one split, the first one to each prompt.
 
     Args:
         name: what the summary calls it.
@@ -68,7 +68,7 @@ def read_subject(name: str, spec: ModelSpec, responses: str, split: str) -> Subj
         )
     path, rows = folder / "rows.jsonl", {}
     for row in read_rows(path, ResponseRow):
-        if row.split == split:
+        if row.split == split and row.candidate == 0:  # the others are for pairing rules to choose among
             if row.prompt_id in rows:
                 raise DataError(f"{path}: prompt {row.prompt_id!r} is answered twice in split {split!r}")
             if not row.token_ids:

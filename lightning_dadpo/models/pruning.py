@@ -137,14 +137,18 @@ def _prune(
 
 
 def _calibration_rows(folder: str, count: int) -> list[ResponseRow]:
-    """Rows of split train that ended by themselves, at most `count`, spread evenly over what there is."""
+    """First responses of split train that ended by themselves, at most `count`, spread evenly over what there is."""
     read_manifest(folder, "responses")
     path = Path(folder) / "rows.jsonl"
-    usable = [row for row in read_rows(path, ResponseRow) if row.split == "train" and row.finish_reason == "stop"]
+    usable = [row for row in read_rows(path, ResponseRow) if _calibrates(row)]
     if not usable:
         raise DataError(f"{path}: no row of split train that ended by itself (finish_reason stop) to calibrate on")
     # the file is in order of length: its first rows would be the shortest alone
     return sorted(sorted(usable, key=lambda row: content_digest(row.prompt_id))[:count], key=response_tokens)
+
+
+def _calibrates(row: ResponseRow) -> bool:
+    return row.split == "train" and row.finish_reason == "stop" and row.candidate == 0
 
 
 def _batches(rows: Sequence[ResponseRow]) -> Iterator[PackedBatch]:

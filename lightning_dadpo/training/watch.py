@@ -224,7 +224,7 @@ def _texts(folder: str, rows: list[ResponseRow]) -> dict[str, str]:
     """What the reference answered to these prompts, by prompt id."""
     read_manifest(folder, "responses")
     path = Path(folder) / "rows.jsonl"
-    texts = {row.prompt_id: row.text for row in read_rows(path, ResponseRow)}
+    texts = {row.prompt_id: row.text for row in read_rows(path, ResponseRow) if row.candidate == 0}
     for row in rows:
         if row.prompt_id not in texts:
             raise DataError(f"{path}: no response to prompt {row.prompt_id!r}, which the teacher answers")

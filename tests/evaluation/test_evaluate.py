@@ -16,6 +16,7 @@ from lightning_dadpo.data.rows import Message, ResponseRow, RowWriter, read_rows
 from lightning_dadpo.errors import ArtifactError, ConfigError, DadpoError, DataError
 from lightning_dadpo.evaluation import evaluate as stage
 from lightning_dadpo.evaluation.evaluate import Candidate, EvaluationRow, evaluate
+from lightning_dadpo.evaluation.subjects import read_subject
 from lightning_dadpo.models.loading import load_model, model_digest
 from lightning_dadpo.models.spec import ModelSpec
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
@@ -238,6 +239,13 @@ def test_A10_refuses_prompts_rendered_otherwise(world: World, tmp_path: Path) ->
 def test_C2_refuses_a_prompt_answered_twice(world: World, tmp_path: Path) -> None:
     said = refused(world, tmp_path, DataError, [*world.rows["b"], world.rows["b"][2]])
     assert said == "/of-b/rows.jsonl: prompt 'p2' is answered twice in split 'heldout'"
+
+
+def test_further_candidates_are_not_measured(world: World, tmp_path: Path) -> None:
+    rows = [row for one in world.rows["a"] for row in (one, replace(one, token_ids=[7, END_OF_TURN], candidate=1))]
+    folder = save(tmp_path / "responses", world.students["a"], rows)
+    found = read_subject("a", ModelSpec(str(world.students["a"])), folder, "heldout").rows
+    assert list(found.values()) == world.rows["a"][:PROMPTS]
 
 
 def test_D5_refuses_an_empty_response(world: World, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def _responses(path: Path, rows: list[ResponseRow]) -> str:
 @pytest.fixture
 def calibration(tmp_path: Path) -> str:
     rows = [_row(index) for index in range(6)] + [_row(6, "heldout"), _row(7, finish="length")]
+    rows.append(replace(_row(1), candidate=1))  # the second answer to a prompt
     return _responses(tmp_path / "responses", rows)
 
 

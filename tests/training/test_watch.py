@@ -7,6 +7,7 @@ import math
 import random
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,18 +75,17 @@ def write_responses(folder: Path, model: Path, who: str, numbers: Iterable[int])
     made_from = {"model": model_digest(ModelSpec(str(model))), "sampler": {"temperature": 1.0}}
     with draft(folder, "responses", made_from) as work, RowWriter(work.path / "rows.jsonl") as writer:
         for number in numbers:
-            writer.write(
-                ResponseRow(
-                    prompt_id=f"p{number}",
-                    split="validation" if number % 2 else "train",
-                    messages=[Message("user", f"question {number}")],
-                    prompt_token_ids=ids(number, 3 + number),
-                    token_ids=[*ids(100 + number, 9 - number // 2), END_OF_TURN],
-                    text=f"{who} says {number} \u2028 <b>",
-                    finish_reason="stop",
-                    log_prob=-1.0,
-                )
+            row = ResponseRow(
+                prompt_id=f"p{number}",
+                split="validation" if number % 2 else "train",
+                messages=[Message("user", f"question {number}")],
+                prompt_token_ids=ids(number, 3 + number),
+                token_ids=[*ids(100 + number, 9 - number // 2), END_OF_TURN],
+                text=f"{who} says {number} \u2028 <b>",
+                finish_reason="stop",
+                log_prob=-1.0,
             )
+            writer.write(row, replace(row, token_ids=[7, END_OF_TURN], text="another answer", candidate=1))
 
 
 def write_pairs(folder: Path) -> None:
