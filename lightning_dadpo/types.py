@@ -176,14 +176,18 @@ class ResponseBatch(_Movable):
         sequences: a tree and a sequence a response.
         weights: 1 for a response, 0 for a filler.
         tokens_in_step: response tokens of the whole optimizer step, over all micro-batches and ranks.
+        responses_in_step: responses of the whole optimizer step.
         real_tokens: tokens of prompts and responses that count.
+        ids: the prompt's and the response's ids of each row, as Python numbers; what other responses are sampled from.
     """
 
     response_ids: tuple[str, ...]
     sequences: PackedBatch
     weights: Float[Tensor, " sequences"]
     tokens_in_step: int
+    responses_in_step: int
     real_tokens: int = 0
+    ids: tuple[tuple[list[int], list[int]], ...] = ()
 
     def __len__(self) -> int:
         return len(self.response_ids)

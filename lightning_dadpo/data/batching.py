@@ -46,7 +46,10 @@ def collate_pairs(
 
 
 def collate_responses(
-    rows: Sequence[ResponseRow], weights: Sequence[float] | None = None, tokens_in_step: int | None = None
+    rows: Sequence[ResponseRow],
+    weights: Sequence[float] | None = None,
+    tokens_in_step: int | None = None,
+    responses_in_step: int | None = None,
 ) -> ResponseBatch:
     """A micro-batch for supervised fine-tuning."""
     weights = weights if weights is not None else [1.0] * len(rows)
@@ -57,7 +60,9 @@ def collate_responses(
         sequences=pack([row.prompt_token_ids for row in rows], [[row.token_ids] for row in rows]),
         weights=torch.tensor(weights, dtype=torch.float32),
         tokens_in_step=total if tokens_in_step is None else tokens_in_step,
+        responses_in_step=len(counted) if responses_in_step is None else responses_in_step,
         real_tokens=total + sum(len(row.prompt_token_ids) for row in counted),
+        ids=tuple((row.prompt_token_ids, row.token_ids) for row in rows),
     )
 
 

@@ -31,11 +31,13 @@ class MicroBatch:
         rows: indices into the data set.
         weights: 1 for a row that counts, 0 for a filler; all of them are the same.
         in_step: what the loss is divided by: rows, or response tokens, of the optimizer step that this is a part of.
+        rows_in_step: rows of that step.
     """
 
     rows: tuple[int, ...]
     weights: tuple[float, ...]
     in_step: int
+    rows_in_step: int
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ class Plan:
             for part in range(rank, micro_batches * self.world_size, self.world_size):
                 rows = tuple(step[bounds[part] : bounds[part + 1]].tolist())
                 if rows:
-                    yield MicroBatch(rows, (1.0,) * len(rows), in_step)
+                    yield MicroBatch(rows, (1.0,) * len(rows), in_step, len(step))
                 else:  # more parts than rows: the cheapest row of the step, as a filler
-                    yield MicroBatch((int(step[0]),), (0.0,), in_step)
+                    yield MicroBatch((int(step[0]),), (0.0,), in_step, len(step))
 
     def _ordered(self, epoch: int) -> Integers:
         """All rows, step after step, those of a step ordered by (cost, row)."""
@@ -187,6 +189,7 @@ def plan_evaluation(
 ) -> list[MicroBatch]:
     """One rank's share of every row once: batches in turn, and fillers that keep ranks equal in number."""
     groups = budgeted_batches(costs, budget)
-    made = [MicroBatch(rows, (1.0,) * len(rows), sum(counts)) for rows in groups]
-    made += [MicroBatch(groups[0][:1], (0.0,), sum(counts))] * (-len(groups) % world_size)
+    total = sum(counts)
+    made = [MicroBatch(rows, (1.0,) * len(rows), total, len(costs)) for rows in groups]
+    made += [MicroBatch(groups[0][:1], (0.0,), total, len(costs))] * (-len(groups) % world_size)
     return made[rank::world_size]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -97,11 +97,18 @@ class ResponseSource:
         folder: a responses artefact of `dadpo sample`.
         split: which of its rows.
         keep_cut: also learn from responses that the length cap cut; they are dropped and counted otherwise.
+        candidates: learn from so many responses to each prompt, the first ones; more may have been drawn for a pairing
+            rule to choose among.
     """
 
     folder: str
     split: str = "train"
     keep_cut: bool = False
+    candidates: int = 1
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ConfigError(f"responses {self.folder}: candidates {self.candidates}: expected at least 1")
 
     def read(self) -> Sequence[ResponseRow]:
         """The responses that say something and ended by themselves; they stay on disk, the others are counted."""
@@ -109,7 +116,7 @@ class ResponseSource:
         dropped: Counter[str] = Counter()
 
         def wanted(row: ResponseRow) -> bool:
-            if row.split != self.split:
+            if row.split != self.split or row.candidate >= self.candidates:
                 return False
             reason = "empty" if says_nothing(row) else "cut" if row.finish_reason == "length" else ""
             dropped[reason] += 1
@@ -130,6 +137,8 @@ def _answer_tokens(row: ResponseRow) -> int:
 
 class _PlannedData(L.LightningDataModule, ABC):
     """Plans, loaders and checks that both kinds of data share."""
+
+    gives: ClassVar[Literal["pairs", "responses"]]
 
     def __init__(
         self, sources: dict[str, Any], rows_per_step: int, tokens_per_batch: int | None, seed: int, workers: int
@@ -159,7 +168,17 @@ class _PlannedData(L.LightningDataModule, ABC):
         """What each row adds to the divisor of its step's loss."""
 
     def setup(self, stage: str) -> None:
-        """Read what the stage needs, once, and cut training steps into micro-batches."""
+        """Read what the stage needs, once, and cut training steps into micro-batches.
+
+        Raises:
+            ConfigError: the module trains on something else.
+        """
+        module = getattr(self._trainer, "lightning_module", None)
+        wanted = getattr(module, "trains_on", self.gives)
+        if wanted != self.gives:
+            raise ConfigError(
+                f"data {type(self).__name__} gives {self.gives}, and model {type(module).__name__} trains on {wanted}"
+            )
         for name in {"fit": ("train", "validation"), "validate": ("validation",)}.get(stage, ("test",)):
             source = self.sources[name]
             if source is not None and name not in self.rows:
@@ -308,6 +327,8 @@ class PreferenceData(_PlannedData):
         workers: processes that read and collate ahead; reading is cheap, so none is the default.
     """
 
+    gives = "pairs"
+
     def __init__(
         self,
         train: PairSource | None = None,
@@ -349,6 +370,8 @@ class SupervisedData(_PlannedData):
         workers: as in `PreferenceData`.
     """
 
+    gives = "responses"
+
     def __init__(
         self,
         train: ResponseSource | None = None,
@@ -363,7 +386,7 @@ class SupervisedData(_PlannedData):
         super().__init__(sources, responses_per_step, tokens_per_batch, seed, workers)
 
     def _collate(self, rows: list[ResponseRow], part: MicroBatch) -> Any:
-        return collate_responses(rows, part.weights, tokens_in_step=part.in_step)
+        return collate_responses(rows, part.weights, part.in_step, part.rows_in_step)
 
     def _costs(self, rows: Sequence[ResponseRow]) -> Sequence[int]:
         return column(rows, response_tokens)

@@ -37,8 +37,9 @@ class ExampleMeans(Metric):
     def update(self, values: Mapping[str, Tensor], weights: Tensor) -> None:
         """Add a batch: every value [examples], weights [examples]."""
         stacked = torch.stack([values[name].detach().double() for name in self.names])
-        self.totals += (stacked * weights.double()).sum(dim=1)
-        self.weight += weights.double().sum()
+        # not in place: validation leaves tensors of inference mode behind, and a training may come after it
+        self.totals = self.totals + (stacked * weights.double()).sum(dim=1)
+        self.weight = self.weight + weights.double().sum()
 
     def compute(self) -> dict[str, Tensor]:
         """The mean of each value."""
@@ -53,11 +54,12 @@ class ExampleMeans(Metric):
         self.totals, self.weight = sums["totals"].to(self.device), sums["weight"].to(self.device)
 
 
-def pair_value_names(anchors: Sequence[str]) -> list[str]:
-    """The names that `pair_values` gives for these anchors."""
+def pair_value_names(anchors: Sequence[str], parts: Sequence[str] = ()) -> list[str]:
+    """The names that `pair_values` gives for these anchors, and of the parts of a sum."""
     names = ["loss", "margin", "accuracy", "ties", "policy_preference", "weight", "chosen_reward", "rejected_reward"]
     names += ["chosen_nll_per_token", "chosen_tokens", "rejected_tokens"]
     names += [f"{side}_log_prob/{model}" for model in ("policy", *anchors) for side in ("chosen", "rejected")]
+    names += [f"part/{part}" for part in parts]
     return names + (["teacher_agreement"] if "teacher" in anchors else [])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -12,8 +12,13 @@ from torch import Tensor
 
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.losses import PreferenceObjective, PreferenceOutcome, response_nll_per_token
-from lightning_dadpo.models.log_probs import model_log_probs
+from lightning_dadpo.losses import PreferenceObjective, PreferenceOutcome, TokenDivergence, WeightedTerm
+from lightning_dadpo.models.log_probs import (
+    log_probs_and_divergences,
+    model_log_probs,
+    predictor,
+    predictor_log_probs,
+)
 from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.scoring.base import Scorer
 from lightning_dadpo.scoring.cached import CachedScorer
@@ -25,9 +30,11 @@ from lightning_dadpo.training.optimization import Schedule
 from lightning_dadpo.training.student import StudentModule
 from lightning_dadpo.types import PairBatch, PairLogProbs
 
-__all__ = ["AnchorSource", "PreferenceModule"]
+__all__ = ["AnchorSource", "PairTerm", "PreferenceModule"]
 
-REFERENCE = "reference"
+REFERENCE, TEACHER = "reference", "teacher"
+PREFERENCE = "preference"
+"""What the objective itself is called among the parts of a sum."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,17 @@ class AnchorSource:
             raise ConfigError(f"anchor: adapter {self.adapter}: needs the `model` that it was trained on")
 
 
+@dataclass(frozen=True)
+class PairTerm(WeightedTerm):
+    """A loss of responses that is added to each pair's preference loss.
+
+    Attributes:
+        on: which of the pair's responses it is a loss of.
+    """
+
+    on: Literal["chosen", "rejected"] = "chosen"
+
+
 class PreferenceModule(StudentModule):
     """Trains a student on preference pairs against weighted anchors.
 
@@ -63,10 +81,13 @@ class PreferenceModule(StudentModule):
         anchors: where the log-probs of each anchor come from, by name.
         optimizer: class and arguments; it is given the student's trainable parameters alone.
         schedule: warm-up and cosine.
-        sft_weight: adds this many times the nats per token of the chosen response to each pair's loss.
+        terms: what is added to each pair's loss, by a name for the logs: SFT on the chosen response (`ResponseNLL`), or
+            a token-level distance to the teacher (`ReverseKL` and others), which needs the anchor `teacher` live.
         adapter: a LoRA adapter to train in place of the student's own weights. A live reference is then the student
             itself with that adapter off, so it must be what the student starts from.
     """
+
+    trains_on = "pairs"
 
     def __init__(
         self,
@@ -75,7 +96,7 @@ class PreferenceModule(StudentModule):
         anchors: dict[str, AnchorSource],
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
-        sft_weight: float = 0.0,
+        terms: dict[str, PairTerm] | None = None,
         adapter: AdapterSpec | None = None,
     ) -> None:
         missing = [name for name in loss.anchors if name not in anchors]
@@ -84,14 +105,31 @@ class PreferenceModule(StudentModule):
                 f"model.anchors: {type(loss).__name__} needs {missing[0]!r}, and there is only {sorted(anchors)}; "
                 f"add `{missing[0]}: {{scores: FOLDER}}` or `{missing[0]}: {{model: {{path: FOLDER}}}}`"
             )
-        if sft_weight < 0:
-            raise ConfigError(f"model.sft_weight {sft_weight}: expected a number >= 0")
-        super().__init__(student, optimizer, schedule, pair_value_names(loss.anchors), adapter)
-        self.loss = loss
-        self.anchor_sources = {name: anchors[name] for name in loss.anchors}
+        self.terms = dict(terms or {})
+        divergent = [name for name, one in self.terms.items() if isinstance(one.term, TokenDivergence)]
+        needed = dict.fromkeys([*loss.anchors, *([TEACHER] if divergent else [])])
+        parts = [PREFERENCE, *self.terms] if self.terms else []
+        super().__init__(student, optimizer, schedule, pair_value_names(list(needed), parts), adapter)
+        self.loss, self._divergent = loss, divergent
+        self._check_terms(anchors)
+        self.anchor_sources = {name: anchors[name] for name in needed}
         self._check_adapters()
-        self.sft_weight = sft_weight
         self.scorers: dict[str, Scorer] = {}
+
+    def _check_terms(self, anchors: dict[str, AnchorSource]) -> None:
+        """Refuse a token-level distance to a teacher that is not there to be asked.
+
+        Raises:
+            ConfigError: naming the term and what to add.
+        """
+        if PREFERENCE in self.terms:
+            raise ConfigError(f"model.terms.{PREFERENCE}: that is what the objective itself is called in the logs")
+        for name in self._divergent:
+            if TEACHER not in anchors or anchors[TEACHER].model is None:
+                raise ConfigError(
+                    f"model.terms.{name}: {type(self.terms[name].term).__name__} needs the teacher's logits, of which "
+                    "scores on disk are sums; keep it in memory: anchors: {teacher: {model: {path: FOLDER}}}"
+                )
 
     def _check_adapters(self) -> None:
         """Refuse a live reference that the student does not start from (trap D7), and adapters that nobody would ask.
@@ -132,7 +170,11 @@ class PreferenceModule(StudentModule):
     def describe(self) -> dict[str, Any]:
         """See `StudentModule.describe`."""
         objective = {"name": type(self.loss).__name__} | self.loss.settings
-        said = {"stage": "preference", "objective": objective | {"sft_weight": self.sft_weight}}
+        terms = {
+            name: {"weight": one.weight, "on": one.on, "name": type(one.term).__name__} | vars(one.term)
+            for name, one in self.terms.items()
+        }
+        said = {"stage": "preference", "objective": objective | {"terms": terms}}
         return super().describe() | said | {"anchors": self._anchor_contents()}
 
     def _anchor_contents(self) -> dict[str, str]:
@@ -163,13 +205,36 @@ class PreferenceModule(StudentModule):
         """Each anchor's log-probs of a batch, wherever they come from."""
         return {name: scorer.score(batch) for name, scorer in self.scorers.items()}
 
+    def _ask(self, batch: PairBatch) -> tuple[PairLogProbs, dict[str, PairLogProbs], dict[str, Tensor]]:
+        """Policy, anchors, and each token-level term's sums over the responses, all chosen ones first.
+
+        Where a term needs the teacher's logits, the same pass through the teacher gives its log-probs too.
+        """
+        if not self._divergent:
+            return self.policy_log_probs(batch), self.anchor_log_probs(batch), {}
+        trees = batch.sequences
+        teacher = predictor(self.frozen[TEACHER], trees)
+        kinds = [self.terms[name].term for name in self._divergent]
+        divergences = [kind.at_positions for kind in kinds if isinstance(kind, TokenDivergence)]
+        policy, sums = log_probs_and_divergences(self.student, trees, teacher, divergences)
+        with torch.no_grad():
+            teachers = PairLogProbs.split(predictor_log_probs(teacher, trees))
+        others = {name: scorer.score(batch) for name, scorer in self.scorers.items() if name != TEACHER}
+        anchors = {name: others.get(name, teachers) for name in self.scorers}
+        return PairLogProbs.split(policy), anchors, dict(zip(self._divergent, sums, strict=True))
+
     def _evaluate(self, batch: PairBatch) -> tuple[PreferenceOutcome, dict[str, Tensor]]:
-        policy, anchors = self.policy_log_probs(batch), self.anchor_log_probs(batch)
+        policy, anchors, distances = self._ask(batch)
         outcome = self.loss(policy, anchors)
-        if self.sft_weight:
-            term = self.sft_weight * response_nll_per_token(policy.chosen)
-            outcome = replace(outcome, loss=outcome.loss + term)
-        return outcome, pair_values(outcome, policy, anchors)
+        parts, total = {PREFERENCE: outcome.loss}, outcome.loss
+        for name, one in self.terms.items():
+            side = slice(len(batch)) if one.on == "chosen" else slice(len(batch), None)
+            responses = policy.chosen if one.on == "chosen" else policy.rejected
+            parts[name] = one.term(responses, distances[name][side] if name in distances else None)
+            total = total + one.weight * parts[name]
+        outcome = replace(outcome, loss=total)
+        said = {f"part/{name}": value for name, value in parts.items()} if self.terms else {}
+        return outcome, pair_values(outcome, policy, anchors) | said
 
     def training_step(self, batch: PairBatch, batch_index: int) -> Tensor:
         """The sum over the micro-batch divided by the pairs of the whole step, frameworks' divisors undone."""

@@ -29,6 +29,8 @@ class SupervisedModule(StudentModule):
         adapter: a LoRA adapter to train in place of the student's own weights.
     """
 
+    trains_on = "responses"
+
     def __init__(
         self,
         student: ModelSpec,

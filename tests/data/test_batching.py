@@ -75,6 +75,9 @@ def test_responses_carry_the_tokens_of_their_step() -> None:
     assert sequences_of(batch.sequences) == [row.prompt_token_ids + row.token_ids for row in rows]
     assert batch.real_tokens == tokens + sum(len(row.prompt_token_ids) for row in rows)
     assert collate_responses(rows, tokens_in_step=99).tokens_in_step == 99
+    assert batch.responses_in_step == len(rows)
+    assert collate_responses(rows, responses_in_step=7).responses_in_step == 7
+    assert batch.ids == tuple((row.prompt_token_ids, row.token_ids) for row in rows)
     assert len(set(batch.response_ids)) == 2
 
 

@@ -78,6 +78,7 @@ def test_D1_the_plan_against_brute_force(
             parts = [part for rank in ranks for part in rank[here]]
             assert sorted(real(parts)) == sorted(step.tolist())
             assert {part.in_step for part in parts} == {sum(2**row for row in step.tolist())}
+            assert {part.rows_in_step for part in parts} == {len(step)}
             assert all(len(part.rows) == 1 or sum(costs[row] for row in part.rows) <= budget for part in parts)
             empty = [part for part in parts if not sum(part.weights)]
             assert len(empty) == max(0, len(parts) - len(step))  # a filler only where rows run out

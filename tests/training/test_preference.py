@@ -200,7 +200,7 @@ def test_D3_live_anchors_stay_outside_optimizer_autograd_and_checkpoint(setup: S
     state = torch.load(checkpoint, weights_only=True)
     assert {key.split(".")[0] for key in state["state_dict"]} == {"student"}
     assert state["dadpo"]["objective"] == {
-        "name": "DaDPO", "betas": {"reference": 0.1, "teacher": 0.05}, "sft_weight": 0.0,
+        "name": "DaDPO", "betas": {"reference": 0.1, "teacher": 0.05}, "terms": {},
     }  # fmt: skip
 
 
@@ -310,16 +310,6 @@ def test_B3_at_step_zero_a_live_reference_equals_the_policy_to_the_bit_also_in_b
     assert float(loop.callback_metrics["train/accuracy"]) == 0.5
 
 
-def test_the_sft_term_adds_nats_per_token_of_the_chosen_response(setup: Setup, tmp_path: Path) -> None:
-    means = {}
-    for weight in (0.0, 0.25):
-        module = setup.module(sft_weight=weight, optimizer=partial(torch.optim.SGD, lr=0.0))
-        (means[weight],) = trainer(tmp_path).validate(module, datamodule=setup.data())
-    plain, both = means[0.0], means[0.25]
-    assert both["val/loss"] == pytest.approx(plain["val/loss"] + 0.25 * plain["val/chosen_nll_per_token"], rel=1e-5)
-    assert both["val/margin"] == plain["val/margin"]
-
-
 def test_E3_validation_means_are_over_pairs_whatever_the_batches(setup: Setup, tmp_path: Path) -> None:
     found = []
     for budget in (1, 90, 1000):  # 7 pairs: each alone, uneven batches, all together
@@ -394,8 +384,6 @@ def test_an_anchor_without_a_source_is_refused_with_what_to_write(setup: Setup) 
         AnchorSource()
     with pytest.raises(ConfigError, match="one of the two"):
         AnchorSource(scores="x", model=ModelSpec("y"))
-    with pytest.raises(ConfigError, match=r"sft_weight -0.1: expected a number >= 0"):
-        setup.module(sft_weight=-0.1)
 
 
 def test_several_teachers_are_anchors_like_any_other(setup: Setup, tmp_path: Path) -> None:
