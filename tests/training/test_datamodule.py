@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ def test_A7_cut_responses_are_dropped_and_counted_unless_they_are_kept(
     assert len(ResponseSource(folder, keep_cut=True).read()) == 3
     with pytest.raises(ArtifactError, match="holds responses, expected pairs"):
         PairSource(folder).read()
+
+
+def test_of_several_responses_to_a_prompt_the_first_ones_are_learnt_from(tmp_path: Path) -> None:
+    rows = [replace(make_response(number), candidate=candidate) for number in range(2) for candidate in range(3)]
+    folder = str(write_artifact(tmp_path / "responses", "responses", rows))
+    assert [(row.prompt_id, row.candidate) for row in ResponseSource(folder).read()] == [("train-0", 0), ("train-1", 0)]
+    assert [row.candidate for row in ResponseSource(folder, candidates=2).read()] == [0, 1, 0, 1]
+    with pytest.raises(ConfigError, match="candidates 0: expected at least 1"):
+        ResponseSource(folder, candidates=0)
 
 
 def test_the_loaders_hold_steps_of_the_configured_size_and_every_validation_row_once(
