@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lightning_dadpo.losses.anchored import anchored_margin, check_betas, implicit_reward, preference_loss
 from lightning_dadpo.losses.preference_links import (
-    check_at_least,
     check_label_noise,
+    check_simpo,
     conservative_loss,
     hinge_loss,
     ipo_loss,
@@ -236,8 +236,7 @@ class SimPO(PreferenceObjective):
     """
 
     def __init__(self, beta: float, gamma: float) -> None:
-        check_at_least("beta", beta, 0, above=True)
-        check_at_least("gamma", gamma, 0)
+        check_simpo(beta, gamma)
         self.beta, self.gamma = beta, gamma
 
     @property

@@ -18,7 +18,7 @@ from lightning_dadpo.losses.anchored import preference_loss
 from lightning_dadpo.types import PairLogProbs, SequenceLogProbs
 
 __all__ = [
-    "ipo_loss", "hinge_loss", "robust_loss", "conservative_loss", "simpo_loss", "simpo_reward", "check_at_least",
+    "ipo_loss", "hinge_loss", "robust_loss", "conservative_loss", "simpo_loss", "simpo_reward", "check_simpo",
     "check_label_noise",
 ]  # fmt: skip
 
@@ -122,14 +122,16 @@ def simpo_loss(policy: PairLogProbs, *, beta: float, gamma: float) -> Float[Tens
     return preference_loss(margin - gamma)
 
 
-def check_at_least(name: str, value: float, least: float, *, above: bool = False) -> None:
-    """Refuse a number that is not finite, below `least`, or with `above` not greater than it.
+def check_simpo(beta: float, gamma: float) -> None:
+    """Refuse numbers that define no SimPO.
 
     Raises:
-        ConfigError: naming the argument and its value.
+        ConfigError: beta is not a finite number > 0, or gamma not one >= 0.
     """
-    if not (math.isfinite(value) and (value > least if above else value >= least)):
-        raise ConfigError(f"{name} {value}: expected a finite number {'>' if above else '>='} {least:g}")
+    if not (math.isfinite(beta) and beta > 0):
+        raise ConfigError(f"beta {beta}: expected a finite number > 0")
+    if not (math.isfinite(gamma) and gamma >= 0):
+        raise ConfigError(f"gamma {gamma}: expected a finite number >= 0")
 
 
 def check_label_noise(name: str, value: float) -> None:

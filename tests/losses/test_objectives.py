@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,9 +11,14 @@ import torch
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.losses import (
     DPO,
+    IPO,
     AnchoredPreference,
+    ConservativeDPO,
     DaDPO,
+    HingePreference,
     PreferenceObjective,
+    RobustDPO,
+    SimPO,
     anchored_margin,
     dadpo_loss,
     dpo_loss,
@@ -80,21 +86,39 @@ def test_the_loss_carries_the_oracles_gradient_into_the_policy() -> None:
     assert totals.grad.tolist() == pytest.approx([oracles.gap_weight(m, betas) for m in outcome.margin.tolist()])
 
 
+NOISE = [-0.1, 0.5, 0.9, math.nan]
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "said"),
     [
-        lambda: DaDPO(beta_reference=-0.1, beta_teacher=0.1),
-        lambda: DaDPO(beta_reference=0.0, beta_teacher=0.0),
-        lambda: DaDPO(beta_reference=0.1, beta_teacher=math.nan),
-        lambda: DPO(beta=0.0),
-        lambda: DPO(beta=math.inf),
-        lambda: AnchoredPreference(betas={}),
+        (lambda: DaDPO(beta_reference=-0.1, beta_teacher=0.1), "beta of anchor 'reference' is -0.1"),
+        (lambda: DaDPO(beta_reference=0.0, beta_teacher=0.0), "at least one must be > 0"),
+        (lambda: DaDPO(beta_reference=0.1, beta_teacher=math.nan), "beta of anchor 'teacher' is nan"),
+        (lambda: DPO(beta=0.0), "at least one must be > 0"),
+        (lambda: DPO(beta=math.inf), "is inf: expected a finite number >= 0"),
+        (lambda: AnchoredPreference(betas={}), "at least one must be > 0"),
+        (lambda: IPO(betas={}), "at least one must be > 0"),
+        (lambda: HingePreference(betas={"reference": -1.0}), "beta of anchor 'reference' is -1.0"),
+        (lambda: RobustDPO({"reference": 0.0}, 0.1), "at least one must be > 0"),
+        (lambda: SimPO(beta=0.0, gamma=0.5), r"beta 0.0: expected a finite number > 0"),
+        (lambda: SimPO(beta=math.nan, gamma=0.5), r"beta nan: expected"),
+        (lambda: SimPO(beta=2.0, gamma=-0.5), r"gamma -0.5: expected a finite number >= 0"),
+        (lambda: SimPO(beta=2.0, gamma=math.inf), r"gamma inf: expected"),
+        *(
+            (lambda noise=noise: RobustDPO({"a": 1.0}, noise), rf"flip_probability {noise}: .*0, 0.5\)")
+            for noise in NOISE
+        ),
+        *(
+            (lambda noise=noise: ConservativeDPO({"a": 1.0}, noise), rf"label_smoothing {noise}: .*0.5")
+            for noise in NOISE
+        ),
     ],
 )
-def test_contradictions_are_refused_at_construction(make: object) -> None:
-    assert callable(make)
-    with pytest.raises(ConfigError):
+def test_contradictions_are_refused_at_construction(make: Callable[[], PreferenceObjective], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
         make()
+    assert "\n" not in str(refused.value)
 
 
 def test_a_needed_anchor_without_scores_is_refused_by_name() -> None:
@@ -102,6 +126,27 @@ def test_a_needed_anchor_without_scores_is_refused_by_name() -> None:
         DaDPO(beta_reference=0.1, beta_teacher=0.1)(POLICY, {"reference": REFERENCE})
 
 
-def test_each_is_a_preference_objective() -> None:
-    for objective in (DPO(beta=0.1), DaDPO(beta_reference=0.1, beta_teacher=0.1), AnchoredPreference({"a": 1.0})):
-        assert isinstance(objective, PreferenceObjective)
+EVERY: list[tuple[PreferenceObjective, tuple[str, ...], dict[str, object]]] = [
+    (DPO(0.1), ("reference",), {"betas": {"reference": 0.1}}),
+    (DaDPO(0.1, 0.2), ("reference", "teacher"), {"betas": {"reference": 0.1, "teacher": 0.2}}),
+    (AnchoredPreference({"teacher": 1.0, "b": 0.0}), ("teacher",), {"betas": {"teacher": 1.0}}),
+    (IPO({"teacher": 0.1}), ("teacher",), {"betas": {"teacher": 0.1}}),
+    (HingePreference({"reference": 0.1}), ("reference",), {"betas": {"reference": 0.1}}),
+    (RobustDPO({"teacher": 0.1}, 0.2), ("teacher",), {"betas": {"teacher": 0.1}, "flip_probability": 0.2}),
+    (ConservativeDPO({"teacher": 0.1}, 0.2), ("teacher",), {"betas": {"teacher": 0.1}, "label_smoothing": 0.2}),
+    (SimPO(2.0, 0.5), (), {"beta": 2.0, "gamma": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("objective", "anchors", "settings"), EVERY)
+def test_each_says_what_it_needs_and_what_it_is_set_to_and_asks_no_other_anchor(
+    objective: PreferenceObjective, anchors: tuple[str, ...], settings: dict[str, object]
+) -> None:
+    assert objective.anchors == anchors
+    assert objective.settings == settings
+    asked = {name: ANCHORS[name] for name in anchors}
+    broken = scores(*[(math.nan, math.nan)] * 3)
+    one = objective(POLICY, asked)
+    other = objective(POLICY, asked | {name: broken for name in ("reference", "teacher", "b") if name not in anchors})
+    assert torch.equal(one.loss, other.loss)
+    assert torch.equal(one.chosen_reward, other.chosen_reward)
