@@ -24,15 +24,22 @@ from lightning_dadpo.losses import (
     AnchoredPreference,
     ConservativeDPO,
     DaDPO,
+    ForwardKL,
     HingePreference,
+    JensenShannon,
+    ResponseNLL,
+    ReverseKL,
     RobustDPO,
     SimPO,
+    SkewForwardKL,
+    SkewReverseKL,
 )
 from lightning_dadpo.models.numerics import describe, training_precision
 from lightning_dadpo.training.callbacks import RecordPairs, StepProgress, Throughput
 from lightning_dadpo.training.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_dadpo.training.checks import CheckScores
 from lightning_dadpo.training.datamodule import PreferenceData, SupervisedData
+from lightning_dadpo.training.distillation import DistillationModule
 from lightning_dadpo.training.loggers import ExperimentLogger
 from lightning_dadpo.training.preference import PreferenceModule
 from lightning_dadpo.training.supervised import SupervisedModule
@@ -42,7 +49,8 @@ __all__ = ["run_lightning", "NAMED_IN_YAML"]
 
 NAMED_IN_YAML = (
     AnchoredPreference, DaDPO, DPO, IPO, RobustDPO, ConservativeDPO, HingePreference, SimPO,
-    PreferenceModule, SupervisedModule, PreferenceData, SupervisedData,
+    ResponseNLL, ForwardKL, ReverseKL, JensenShannon, SkewForwardKL, SkewReverseKL,
+    PreferenceModule, SupervisedModule, DistillationModule, PreferenceData, SupervisedData,
     LastCheckpoint, BestCheckpoint, RecordPairs, StepProgress, Throughput, CheckScores, ExperimentLogger,
     WatchDistances,
 )  # fmt: skip
