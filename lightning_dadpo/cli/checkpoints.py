@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.training.checkpoints import BestCheckpoint, checkpoint_folder
+from lightning_dadpo.training.resuming import check_checkpoint
 
 __all__ = ["find_checkpoint"]
 
@@ -25,11 +26,14 @@ def find_checkpoint(trainer: L.Trainer, subcommand: str, asked: str | None) -> s
         asked: what the flag says.
 
     Raises:
-        ConfigError: there is no such checkpoint to measure, or a training would go on from weights alone.
+        ConfigError: there is no such checkpoint to measure, another strategy wrote it, or a training would go on from
+            weights alone.
     """
-    if asked == "last":
-        return _last(trainer, subcommand)
-    return _best(trainer, subcommand) if asked == "best" else asked
+    named = {"last": _last, "best": _best}
+    found = named[asked](trainer, subcommand) if asked in named else asked
+    if found is not None:
+        check_checkpoint(trainer, found)
+    return found
 
 
 def _last(trainer: L.Trainer, subcommand: str) -> str | None:

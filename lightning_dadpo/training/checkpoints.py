@@ -15,6 +15,7 @@ from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.training.checkpoint_files import free_version, lead_to
 from lightning_dadpo.training.lock import hold_folder
 from lightning_dadpo.training.preemption import Preemption
+from lightning_dadpo.training.resuming import has_more_patience
 from lightning_dadpo.training.sharding import writes_folders
 from lightning_dadpo.training.student import StudentModule
 
@@ -107,6 +108,11 @@ class LastCheckpoint(_WholeCheckpoint):
         """As `teardown`, which Lightning leaves out then."""
         self.teardown(trainer, pl_module, "fit")
 
+    @property
+    def state_key(self) -> str:
+        """The same, however often it saves: Lightning's own would lose the state where that flag has changed."""
+        return type(self).__qualname__
+
     def state_dict(self) -> dict[str, Any]:
         """See Lightning; and what it forgets: that the run was to stop early, and when others have saved last."""
         saved = {callback.state_key: callback._last_global_step_saved for callback in self._beside}
@@ -142,7 +148,7 @@ class LastCheckpoint(_WholeCheckpoint):
             by_steps = callback._every_n_train_steps >= 1
             saved = self._steps_saved_beside.get(callback.state_key, callback._last_global_step_saved)
             callback._last_global_step_saved = trainer.global_step if by_steps else saved
-        trainer.should_stop |= self._stopped
+        trainer.should_stop |= self._stopped and not has_more_patience(trainer)
         if self._means and isinstance(pl_module, StudentModule):
             pl_module.training_means.go_on_from(self._means[trainer.global_rank])
 

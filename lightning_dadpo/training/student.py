@@ -21,6 +21,7 @@ from lightning_dadpo.models.quantization import require_nf4
 from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.training.metrics import ExampleMeans
 from lightning_dadpo.training.optimization import Schedule, parameter_groups, warmup_then_cosine
+from lightning_dadpo.training.resuming import ObeyFlags
 from lightning_dadpo.training.sharding import (
     gradient_norm,
     loading_under,
@@ -172,6 +173,10 @@ class StudentModule(L.LightningModule):
         super().train(mode)
         self.frozen.eval()
         return self
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """A training that goes on is held to its own flags, whatever else a person names."""
+        return [ObeyFlags()]
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the student, warm-up and cosine over the run's estimated steps.
