@@ -27,6 +27,7 @@ FUNCTIONS = {
     "pair": ("lightning_dadpo.data.pairing", "make_pairs", "join chosen and rejected responses into pairs, by a rule"),
     "import": ("lightning_dadpo.cli.importing", "import_preferences", "make pairs of your own preference data"),
     "score": ("lightning_dadpo.scoring.stage", "score", "score pairs once with a frozen model, audited"),
+    "mix": ("lightning_dadpo.data.mixing", "mix_pairs", "pairs of several rounds as one artefact"),
     "score-responses": (
         "lightning_dadpo.scoring.responses",
         "score_responses",
