@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -20,13 +21,16 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
+from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.checkpoints import LastCheckpoint
+from lightning_dadpo.training.datamodule import ResponseSource, SupervisedData
 from lightning_dadpo.training.sharding import writes_folders
+from lightning_dadpo.training.supervised import SupervisedModule
 from tests.scoring.example import Setup, trainer
 
 PLACES = ("student", "teacher", "pairs", "reference", "scores")
 STEPS = 6
-"""Two epochs of 6, 6 and 4 pairs."""
+"""Two epochs of 6, 6 and 4 rows."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,20 @@ class Case:
     """One training.
 
     Attributes:
-        accumulate: micro-batches a step; pairs are few, so with 4 some ranks run fillers.
-        live: both anchors are models, not tables.
+        accumulate: micro-batches a step; rows are few, so with 4 some ranks run fillers.
+        kind: preference with both anchors from tables (cached) or both models (live); or dSFT on responses.
     """
 
     accumulate: int
-    live: bool
+    kind: Literal["cached", "live", "dSFT"]
 
     @property
     def name(self) -> str:
-        return f"accumulate {self.accumulate}, {'live' if self.live else 'cached'}"
+        return f"accumulate {self.accumulate}, {self.kind}"
 
 
-CASES = [Case(1, False), Case(4, False), Case(1, True), Case(4, True)]
+CASES = [Case(accumulate, kind) for kind in ("cached", "live", "dSFT") for accumulate in (1, 4)]
+KILLED = CASES[1]
 
 
 def strategy_of(name: str) -> Any:
@@ -146,17 +151,37 @@ class KillInWriting(L.Callback):
         trainer.strategy.save_checkpoint = half
 
 
-def fit(setup: Setup, root: Path, name: str, case: Case, callbacks: Sequence[Any] = (), resume: bool = False) -> None:
+def training(setup: Setup, case: Case, rate: float) -> tuple[Any, Any]:
+    """The module and its data, six rows a step; responses are of 2 to 13 tokens, so ranks hold unlike numbers."""
+    optimizer = partial(torch.optim.AdamW, lr=rate, weight_decay=0.1)
+    if case.kind == "dSFT":
+        source = ResponseSource(str(setup.pairs.with_name("responses")))
+        module = SupervisedModule(ModelSpec(str(setup.student)), optimizer)
+        return module, SupervisedData(train=source, responses_per_step=6)
+    return setup.module(live=case.kind == "live", optimizer=optimizer), setup.data()
+
+
+def fit(
+    setup: Setup,
+    root: Path,
+    name: str,
+    case: Case,
+    callbacks: Sequence[Any] = (),
+    start: Path | None = None,
+    rate: float = 1e-3,
+    epochs: int = 2,
+) -> None:
     """One training with a checkpoint every second step; rank 0 writes what it came to."""
     L.seed_everything(0, verbose=False)
-    seen, module, strategy = Seen(), setup.module(live=case.live), strategy_of(name)
+    seen, strategy = Seen(), strategy_of(name)
+    module, data = training(setup, case, rate)
     loop = trainer(
         root,
         [Optimized(), LastCheckpoint(every_n_steps=2), *callbacks],
         logger=seen,
         devices=1 if name == "one" else 2,
         strategy=strategy,
-        max_epochs=2,
+        max_epochs=epochs,
         accumulate_grad_batches=case.accumulate,
         limit_val_batches=0,
         gradient_clip_val=0.5,
@@ -170,8 +195,7 @@ def fit(setup: Setup, root: Path, name: str, case: Case, callbacks: Sequence[Any
             whole.update(whole_weights(pl_module, trainer.strategy))
 
     loop.callbacks.append(Weights())
-    path = str(root / "checkpoints" / "last.ckpt") if resume else None
-    loop.fit(module, datamodule=setup.data(), ckpt_path=path)
+    loop.fit(module, datamodule=data, ckpt_path=start)
     if loop.is_global_zero:
         torch.save(whole, root / "weights.pt")
         found = {
@@ -188,10 +212,13 @@ def main(folder: Path, name: str) -> None:
     setup = Setup(*(folder / place for place in PLACES))
     for case in CASES:
         fit(setup, folder / name / case.name, name, case)
-    for kill in (KillInWriting(), Kill()):
+    resumed = folder / name / "resumed"
+    last = resumed / "checkpoints" / "last.ckpt"
+    for kill, start in ((KillInWriting(), None), (Kill(), last)):
         with suppress(KilledError):
-            fit(setup, folder / name / "resumed", name, CASES[1], [kill], resume=isinstance(kill, Kill))
-    fit(setup, folder / name / "resumed", name, CASES[1], resume=True)
+            fit(setup, resumed, name, KILLED, [kill], start)
+    fit(setup, resumed, name, KILLED, start=last)
+    fit(setup, folder / name / "longer", name, KILLED, start=last, rate=4e-3, epochs=3)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import torch
 from lightning_dadpo.models.export import export_checkpoint
 from lightning_dadpo.models.loading import load_model
 from lightning_dadpo.models.spec import ModelSpec
-from tests.scoring.example import make_setup
-from tests.training.strategy_runs import CASES, main
+from tests.scoring.example import make_response, make_setup, write_artifact
+from tests.training.strategy_runs import CASES, KILLED, main
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ["ddp", "fsdp2", "zero2", "zero3"]
@@ -27,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models and scores, and what one process comes to."""
     folder = tmp_path_factory.mktemp("strategies")
     make_setup(folder)
+    write_artifact(folder / "responses", "responses", [make_response(number) for number in range(16)])
     main(folder, "one")
     return folder
 
@@ -54,12 +55,12 @@ def weights_of(root: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def same_weights(found: Path, expected: Path) -> None:
+def same_weights(found: Path, expected: Path, atol: float) -> None:
     theirs, ours = weights_of(found), weights_of(expected)
     assert theirs.keys() == ours.keys()
     for name, value in ours.items():
         # AdamW moves a weight by up to its rate of 1e-3 a step, whatever the gradient's size
-        assert torch.allclose(theirs[name], value, rtol=0, atol=2e-5), (name, (theirs[name] - value).abs().max())
+        assert torch.allclose(theirs[name], value, rtol=0, atol=atol), (name, (theirs[name] - value).abs().max())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -70,25 +71,34 @@ def test_D1_the_losses_and_the_final_student_are_those_of_one_process(runs: tupl
     for here, there in zip(ours, alone, strict=True):
         for value, expected in there.items():
             assert here[value] == pytest.approx(expected, rel=1e-3, abs=1e-6), value
-    same_weights(folder / name / case.name, folder / "one" / case.name)
+    # there dSFT has elements with next to no gradient, of which AdamW's moments make rounding alone
+    atol = 1e-4 if case.kind == "dSFT" else 2e-5
+    same_weights(folder / name / case.name, folder / "one" / case.name, atol)
 
 
 def test_weights_are_spread_where_the_strategy_says_so_those_of_frozen_models_too(runs: tuple[Path, str]) -> None:
     folder, name = runs
     for case in CASES:
         found = json.loads((folder / name / case.name / "seen.json").read_text("utf-8"))
-        assert found["frozen"] == (2 if case.live else 0)
+        assert found["frozen"] == (2 if case.kind == "live" else 0)
         assert found["spread"] == [name in ("fsdp2", "zero3")] * (1 + found["frozen"])
 
 
 def test_D4_a_resumed_run_ends_where_the_whole_one_did(runs: tuple[Path, str]) -> None:
     folder, name = runs
-    whole, resumed = folder / name / CASES[1].name, folder / name / "resumed"
+    whole, resumed = folder / name / KILLED.name, folder / name / "resumed"
     assert steps_of(resumed) == steps_of(whole)[4:]
     for key, value in weights_of(whole).items():
         assert torch.equal(weights_of(resumed)[key], value), key
     found = sorted(path.name for path in (resumed / "checkpoints").iterdir())
     assert len(found) == (2 if name.startswith("zero") else 1), found  # the name, and the folder that it leads to
+
+
+def test_another_rate_and_another_epoch_are_obeyed_as_by_one_process(runs: tuple[Path, str]) -> None:
+    """Planted: at the checkpoint's own rate weights end up to 2e-3 apart."""
+    folder, name = runs
+    assert len(steps_of(folder / name / "longer")) == 3
+    same_weights(folder / name / "longer", folder / "one" / "longer", 1e-4)
 
 
 def test_the_checkpoint_exports_as_it_is(runs: tuple[Path, str], tmp_path: Path) -> None:
