@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ import yaml
 from lightning_dadpo.cli.curves import join_curves
 from lightning_dadpo.cli.experiment import Experiment, read_experiment
 from lightning_dadpo.cli.functions import SPLIT
+from lightning_dadpo.cli.processes import run_stage
 from lightning_dadpo.cli.stages import Stage, plan_stages
 from lightning_dadpo.data.artifacts import draft, read_manifest, write_atomically
 from lightning_dadpo.data.prompts import read_prompts
@@ -196,8 +195,7 @@ def _write_settings(path: Path, command: list[str], settings: dict[str, Any]) ->
 
 
 def _start(command: list[str]) -> int:
-    environment = {**os.environ, "DADPO_IN_EXPERIMENT": "1"}
-    return subprocess.run(command, check=False, env=environment).returncode
+    return run_stage(command)
 
 
 def _track(experiment: Experiment, stage: Stage) -> None:

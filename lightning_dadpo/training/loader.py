@@ -126,11 +126,11 @@ class PlannedLoader(DataLoader[Any]):
 
 
 def _leave_signals_to_the_training(worker: int) -> None:
-    """Schedulers signal every process of a job; without its workers a training could not finish its step.
+    """Schedulers and terminals signal every process; without its workers a training could not finish its step.
 
     Workers end when the training does, however that ends.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from typing import Any
 
 import lightning as L
@@ -22,9 +23,12 @@ __all__ = ["Preemption", "TERMINATED"]
 TERMINATED = 128 + int(signal.SIGTERM)
 """Exit status of a process that SIGTERM ended."""
 
+IMPATIENT_SECONDS = 2.0
+"""Behind a first Ctrl-C; what comes sooner is the same one, sent by the terminal and by a launcher."""
+
 
 class Preemption:
-    """Listens from the start of training on: SIGTERM, and under SLURM the signal that announces a requeue.
+    """Listens from the start of training on: SIGTERM, Ctrl-C, and under SLURM the signal that announces a requeue.
 
     Args:
         trainer: whose ranks have to agree; the handlers that were there before it are put back by Lightning when the
@@ -35,15 +39,28 @@ class Preemption:
     def __init__(self, trainer: L.Trainer, folder: str) -> None:
         self.trainer, self.folder = trainer, folder
         self._asked = self._requeue = False
+        self._interrupted: float | None = None
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may set handlers
         self._asked = trainer.received_sigterm  # by Lightning's handler, a moment ago
         signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGINT, self._interrupt)
         slurm = trainer._accelerator_connector.cluster_environment
         if isinstance(slurm, SLURMEnvironment) and slurm.auto_requeue:
             signal.signal(slurm.requeue_signal or signal.SIGUSR1, self._ask_for_requeue)
 
     def _terminate(self, number: int, frame: Any) -> None:
+        self._asked = True
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        """Ctrl-C: the first is SIGTERM's kind, a later one ends the run at once; launchers send the first one twice."""
+        now = time.monotonic()
+        if self._interrupted is None:
+            self._interrupted = now
+            if self.trainer.is_global_zero:
+                print("asked to stop behind this step; Ctrl-C again stops at once", flush=True)
+        elif now - self._interrupted > IMPATIENT_SECONDS:
+            raise KeyboardInterrupt
         self._asked = True
 
     def _ask_for_requeue(self, number: int, frame: Any) -> None:

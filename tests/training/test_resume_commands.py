@@ -203,7 +203,7 @@ def srun(folder: Path, ranks: int) -> list[dict[str, str]]:
     return slurm(ranks, PATH=f"{folder}:{os.environ['PATH']}")
 
 
-def test_sigterm_in_the_middle_of_a_step_ends_the_run_behind_it(forks: Forks, whole: Training, tmp_path: Path) -> None:
+def test_sigterm_and_ctrl_c_in_the_middle_of_a_step_end_the_run_behind_it(forks: Forks, whole: Training, tmp_path: Path) -> None:
     asked = Training(forks, whole.setup, tmp_path)
     ended = asked.fit(Fault("micro-batch", 2, TERM))
     assert ended.status == 143
@@ -211,7 +211,8 @@ def test_sigterm_in_the_middle_of_a_step_ends_the_run_behind_it(forks: Forks, wh
     said = [line for line in ended.outputs[0].splitlines() if "asked to stop" in line]
     assert said == [f"asked to stop: the checkpoint of step 1 is in {tmp_path / 'checkpoints'}"]
     assert "Traceback" not in ended.errors[0]
-    assert asked.fit(Fault("validation", 1, TERM)).status == 143  # asked while it validates: behind the validation
+    ctrl_c = Fault("validation", 1, int(signal.SIGINT))  # asked while it validates: behind the validation
+    assert asked.fit(ctrl_c).status == 143
     assert asked.fit().status == 0
     same_end(asked, whole)
 
