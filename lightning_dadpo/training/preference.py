@@ -66,10 +66,10 @@ class PairTerm(WeightedTerm):
     """A loss of responses that is added to each pair's preference loss.
 
     Attributes:
-        on: which of the pair's responses it is a loss of.
+        response: which of the pair's two it is a loss of. (Not `on`: YAML reads that key as true.)
     """
 
-    on: Literal["chosen", "rejected"] = "chosen"
+    response: Literal["chosen", "rejected"] = "chosen"
 
 
 class PreferenceModule(StudentModule):
@@ -171,7 +171,7 @@ class PreferenceModule(StudentModule):
         """See `StudentModule.describe`."""
         objective = {"name": type(self.loss).__name__} | self.loss.settings
         terms = {
-            name: {"weight": one.weight, "on": one.on, "name": type(one.term).__name__} | vars(one.term)
+            name: {"weight": one.weight, "response": one.response, "name": type(one.term).__name__} | vars(one.term)
             for name, one in self.terms.items()
         }
         said = {"stage": "preference", "objective": objective | {"terms": terms}}
@@ -228,8 +228,8 @@ class PreferenceModule(StudentModule):
         outcome = self.loss(policy, anchors)
         parts, total = {PREFERENCE: outcome.loss}, outcome.loss
         for name, one in self.terms.items():
-            side = slice(len(batch)) if one.on == "chosen" else slice(len(batch), None)
-            responses = policy.chosen if one.on == "chosen" else policy.rejected
+            side = slice(len(batch)) if one.response == "chosen" else slice(len(batch), None)
+            responses = policy.chosen if one.response == "chosen" else policy.rejected
             parts[name] = one.term(responses, distances[name][side] if name in distances else None)
             total = total + one.weight * parts[name]
         outcome = replace(outcome, loss=total)

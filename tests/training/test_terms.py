@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*in eval mode at the start of t
 STILL = partial(torch.optim.SGD, lr=0.0)
 DISTANCES = {
     "towards": PairTerm(0.5, ForwardKL()),
-    "back": PairTerm(0.25, ReverseKL(), on="rejected"),
+    "back": PairTerm(0.25, ReverseKL(), response="rejected"),
     "sft": PairTerm(0.125, ResponseNLL()),
 }
 
@@ -140,7 +140,7 @@ def test_a_term_alone_brings_the_teacher_in_where_the_objective_has_none(setup: 
     (found,) = trainer(tmp_path).validate(module, datamodule=setup.data())
     assert found["val/part/kl"] > 0
     assert "val/teacher_agreement" in found
-    assert module.describe()["objective"]["terms"] == {"kl": {"weight": 1.0, "on": "chosen", "name": "ReverseKL"}}
+    assert module.describe()["objective"]["terms"] == {"kl": {"weight": 1.0, "response": "chosen", "name": "ReverseKL"}}
 
 
 def test_what_a_term_needs_is_asked_for_at_construction(setup: Setup) -> None:
