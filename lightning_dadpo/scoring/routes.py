@@ -134,13 +134,17 @@ def _read_otherwise(tokenizer: Any, pairs: Sequence[PairRow]) -> PairRow | None:
     return other[0] if 2 * len(other) > len(looked_at) else None
 
 
-def check_same_tokenizer(ours: ModelSpec, theirs: ModelSpec, name: str) -> None:
+SCORE_FIRST = "score the text to disk first (dadpo score) and give `scores: FOLDER`"
+
+
+def check_same_tokenizer(ours: ModelSpec, theirs: ModelSpec, name: str, instead: str = SCORE_FIRST) -> None:
     """Refuse to keep a model in memory that would read the student's ids as other words.
 
     Args:
         ours: the student, whose ids the batches hold.
         theirs: the model that is to be asked about them.
         name: what it is in the configuration, for the message: `model.anchors.teacher`.
+        instead: what a person can do.
 
     Raises:
         ConfigError: naming both, in what they differ, and what to do.
@@ -150,5 +154,5 @@ def check_same_tokenizer(ours: ModelSpec, theirs: ModelSpec, name: str) -> None:
     if (difference := tokenizer_difference(load_tokenizer(ours), load_tokenizer(theirs))) is not None:
         raise ConfigError(
             f"{name}: {theirs.path!r} has another tokenizer than {ours.path!r} ({difference}), so it cannot be asked "
-            "for every batch; score the text to disk first (dadpo score) and give `scores: FOLDER`"
+            f"for every batch; {instead}"
         )

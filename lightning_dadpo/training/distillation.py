@@ -19,6 +19,7 @@ from lightning_dadpo.models.modes import in_eval_mode
 from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
+from lightning_dadpo.scoring.routes import check_same_tokenizer
 from lightning_dadpo.training.normalisation import framework_divisor
 from lightning_dadpo.training.optimization import Schedule
 from lightning_dadpo.training.sharding import weights_are_spread
@@ -103,6 +104,9 @@ class DistillationModule(StudentModule):
 
     def configure_model(self) -> None:
         """Load the student and the teacher."""
+        if TEACHER not in self.frozen:
+            instead = "a token-level distance needs one that shares it"
+            check_same_tokenizer(self.student_spec, self.teacher_spec, "model.teacher", instead)
         super().configure_model()
         if TEACHER not in self.frozen:
             self.frozen[TEACHER] = self.load(self.teacher_spec, trainable=False)

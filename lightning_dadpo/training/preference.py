@@ -23,6 +23,7 @@ from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.scoring.base import Scorer
 from lightning_dadpo.scoring.cached import CachedScorer
 from lightning_dadpo.scoring.live import LiveScorer, StartScorer
+from lightning_dadpo.scoring.routes import check_same_tokenizer
 from lightning_dadpo.scoring.table import ScoreTable
 from lightning_dadpo.training.metrics import pair_value_names, pair_values
 from lightning_dadpo.training.normalisation import framework_divisor
@@ -155,6 +156,9 @@ class PreferenceModule(StudentModule):
 
     def configure_model(self) -> None:
         """Load the student, and what each anchor needs: a table of scores or a frozen model."""
+        for name, source in self.anchor_sources.items():
+            if source.model is not None and name not in self.scorers:
+                check_same_tokenizer(self.student_spec, source.model, f"model.anchors.{name}")
         super().configure_model()
         for name, source in self.anchor_sources.items():
             if name in self.scorers:
