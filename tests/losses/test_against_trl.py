@@ -1,125 +1,182 @@
-"""DPO against TRL's own DPOTrainer: its collator, its forward passes and its loss, run as they are."""
+"""The preference losses against TRL's own trainers: their collators, forward passes and losses, run as they are."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from lightning_dadpo.losses import DPO, DaDPO
-from lightning_dadpo.models.attention import TOKEN_TREES
-from lightning_dadpo.models.log_probs import Kernels, model_log_probs, prepare
-from lightning_dadpo.types import PackedBatch, PairLogProbs, SequenceBatch
-from tests.tiny import tiny_model
-from tests.trees import trees_of
+from lightning_dadpo.losses import (
+    DPO,
+    IPO,
+    ConservativeDPO,
+    DaDPO,
+    HingePreference,
+    PreferenceObjective,
+    PreferenceOutcome,
+    RobustDPO,
+    SimPO,
+)
+from lightning_dadpo.models.log_probs import model_log_probs
+from lightning_dadpo.types import PackedBatch, PairLogProbs, SequenceLogProbs
+from tests.trl_runs import BETA, cpo_trainer, in_trees, pairs_of_trl, trees_of_rows, two_model_dpo_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and its dependencies' own warnings are not ours to mend
 
-BETA = 0.3
-ROWS = [
-    {"prompt": "Name a river.", "chosen": " The Rhine.", "rejected": " no"},
-    {"prompt": "2+2?", "chosen": "4", "rejected": " It may well be five, or is it?"},
-    {"prompt": "Say hello to Zürich", "chosen": " Grüezi, Zürich!", "rejected": " Hello."},
-]
+REFERENCE = {"reference": BETA}
+NOISE, GAMMA = 0.2, 0.7
 
 
-def trl_trainer(folder: Path) -> Any:
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
+@dataclass
+class Run:
+    """One loss and its gradients by TRL."""
 
-    policy, reference = (
-        AutoModelForCausalLM.from_pretrained(tiny_model(folder / str(seed), layers=2, seed=seed)) for seed in (1, 2)
-    )
-    arguments = DPOConfig(
-        output_dir=str(folder / "trl"),
-        beta=BETA,
-        loss_type=["sigmoid"],
-        max_length=None,
-        per_device_train_batch_size=len(ROWS),
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    return DPOTrainer(
-        model=policy,
-        ref_model=reference,
-        args=arguments,
-        train_dataset=Dataset.from_list(ROWS),
-        processing_class=AutoTokenizer.from_pretrained(folder / "1"),
-    )
+    loss: float
+    gradients: dict[str, torch.Tensor]
+    metrics: dict[str, float]
 
 
-def pairs_of_trl(inputs: dict[str, torch.Tensor]) -> PackedBatch:
-    """TRL's collated rows in our terms: it marks responses with a mask, we with lengths, and share prompts."""
-    lengths = inputs["attention_mask"].sum(dim=1)
-    rows = SequenceBatch(inputs["input_ids"], lengths - inputs["completion_mask"].sum(dim=1), lengths)
-    return trees_of(rows, responses=2)
+@dataclass
+class Runs:
+    """What a trainer gave for each of its losses, the batch it was made from, and the models that made it."""
+
+    by_loss: dict[str, Run]
+    batch: PackedBatch
+    policy: Any
+    reference: Any = None
 
 
-def in_trees(model: Any) -> Any:
-    """TRL's own model, its attention told of token trees after TRL has run."""
-    model.set_attn_implementation(TOKEN_TREES)
-    prepare(model, Kernels())
-    return model
+def step(model: Any, compute: Callable[[], tuple[torch.Tensor, dict[str, float]]]) -> Run:
+    model.train()
+    model.zero_grad()
+    loss, metrics = compute()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return Run(loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}, metrics)
 
 
 @pytest.fixture(scope="module")
-def trl_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One loss and its gradients by TRL, and the batch it was made from."""
-    trainer = trl_trainer(tmp_path_factory.mktemp("trl"))
+def dpo(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The DPOTrainer's losses on one batch; it reads which one from its own attributes at each step."""
+    trainer = two_model_dpo_trainer(tmp_path_factory.mktemp("dpo"))
     inputs = next(iter(trainer.get_train_dataloader()))
-    trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, inputs)
-    loss.backward()
-    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
-    trainer.model.zero_grad()
-    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
-    return {
-        "loss": loss.item(),
-        "gradients": gradients,
-        "metrics": metrics,
-        "batch": pairs_of_trl(inputs),
-        "policy": in_trees(trainer.accelerator.unwrap_model(trainer.model)),
-        "reference": in_trees(trainer.accelerator.unwrap_model(trainer.ref_model)),
-    }
+
+    def compute() -> tuple[torch.Tensor, dict[str, float]]:
+        loss = trainer.compute_loss(trainer.model, inputs)
+        return loss, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+
+    runs = {}
+    for name, noise in (("sigmoid", 0.0), ("ipo", 0.0), ("robust", NOISE), ("hinge", 0.0)):
+        trainer.loss_types, trainer.label_smoothing = [name], noise
+        runs[name] = step(trainer.model, compute)
+    models = [in_trees(trainer.accelerator.unwrap_model(model)) for model in (trainer.model, trainer.ref_model)]
+    return Runs(runs, pairs_of_trl(inputs), *models)
 
 
-def test_consequence_1_dpo_equals_trl_in_value_rewards_and_gradients(trl_run: dict[str, Any]) -> None:
-    batch = trl_run["batch"]
-    assert batch.num_response_tokens.tolist() != [batch.num_response_tokens[0].item()] * 6  # ragged, or it shows little
-    trl_run["policy"].zero_grad()
-    policy = PairLogProbs.split(model_log_probs(trl_run["policy"], batch))
+@pytest.fixture(scope="module")
+def cpo(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The CPOTrainer's: SimPO, and the sigmoid loss with smoothed labels."""
+    trainer = cpo_trainer(tmp_path_factory.mktemp("cpo"), loss_type="simpo", simpo_gamma=GAMMA)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    runs = {}
+    for name, noise in (("simpo", 0.0), ("sigmoid", NOISE)):
+        trainer.loss_type, trainer.label_smoothing = name, noise
+        runs[name] = step(trainer.model, lambda: trainer.get_batch_loss_metrics(trainer.model, inputs))
+    rows = trainer.concatenated_inputs(inputs, padding_value=trainer.pad_token_id)
+    ids, attended, labels = (rows[f"concatenated_{name}"] for name in ("input_ids", "attention_mask", "labels"))
+    batch = trees_of_rows(ids, attended, labels != -100)
+    return Runs(runs, batch, in_trees(trainer.accelerator.unwrap_model(trainer.model)))
+
+
+def scored(runs: Runs) -> tuple[PairLogProbs, dict[str, PairLogProbs]]:
+    """Policy with gradients, and the reference; the CPOTrainer has none, so one to whom all responses are alike."""
+    runs.policy.zero_grad()
+    policy = PairLogProbs.split(model_log_probs(runs.policy, runs.batch))
+    if runs.reference is None:
+        alike = SequenceLogProbs(torch.zeros_like(policy.chosen.total), policy.chosen.num_tokens)
+        return policy, {"reference": PairLogProbs(alike, alike)}
     with torch.no_grad():
-        reference = PairLogProbs.split(model_log_probs(trl_run["reference"], batch))
-    outcome = DaDPO(beta_reference=BETA, beta_teacher=0.0)(policy, {"reference": reference})
-    outcome.loss.mean().backward()  # type: ignore[no-untyped-call]
+        return policy, {"reference": PairLogProbs.split(model_log_probs(runs.reference, runs.batch))}
 
-    assert outcome.loss.mean().item() == pytest.approx(trl_run["loss"], rel=1e-5)
-    assert abs(trl_run["loss"] - math.log(2)) > 0.05  # the two models differ, so the number says something
-    metrics = trl_run["metrics"]
+
+def per_token(scores: PairLogProbs) -> PairLogProbs:
+    """Nats per token where sums are expected: what TRL's IPO is given."""
+    one = torch.ones_like(scores.chosen.num_tokens)
+    return PairLogProbs(SequenceLogProbs(scores.chosen.mean, one), SequenceLogProbs(scores.rejected.mean, one))
+
+
+def assert_same(runs: Runs, name: str, objective: PreferenceObjective, averaged: bool = False) -> PreferenceOutcome:
+    """Value, rewards and every parameter's gradient."""
+    policy, anchors = scored(runs)
+    given = (per_token(policy), {"reference": per_token(anchors["reference"])}) if averaged else (policy, anchors)
+    outcome, theirs = objective(*given), runs.by_loss[name]
+    outcome.loss.mean().backward()  # type: ignore[no-untyped-call]
+    largest = outcome.loss.abs().max().item()  # pairs' losses of robust DPO cancel in their mean
+    assert outcome.loss.mean().item() == pytest.approx(theirs.loss, abs=1e-5 * largest)
+    if not averaged:  # TRL logs rewards of sums whatever the loss was given
+        for ours, logged in (("chosen_reward", "chosen"), ("rejected_reward", "rejected"), ("margin", "margins")):
+            assert getattr(outcome, ours).mean().item() == pytest.approx(theirs.metrics[f"rewards/{logged}"], rel=1e-4)
+    for parameter_name, parameter in runs.policy.named_parameters():
+        expected = theirs.gradients[parameter_name]
+        scale = expected.abs().max().item()
+        assert scale > 0
+        assert torch.allclose(parameter.grad, expected, rtol=1e-3, atol=1e-4 * scale), parameter_name
+    return outcome
+
+
+def test_consequence_1_dpo_equals_trl_in_value_rewards_and_gradients(dpo: Runs) -> None:
+    tokens = dpo.batch.num_response_tokens
+    assert tokens.tolist() != [tokens[0].item()] * 6  # ragged, or it shows little
+    assert_same(dpo, "sigmoid", DaDPO(beta_reference=BETA, beta_teacher=0.0))
+    assert abs(dpo.by_loss["sigmoid"].loss - math.log(2)) > 0.05  # the two models differ, so the number says something
+    policy, _ = scored(dpo)
+    metrics = dpo.by_loss["sigmoid"].metrics
     assert policy.chosen.total.mean().item() == pytest.approx(metrics["logps/chosen"], rel=1e-5)
     assert policy.rejected.total.mean().item() == pytest.approx(metrics["logps/rejected"], rel=1e-5)
-    assert outcome.chosen_reward.mean().item() == pytest.approx(metrics["rewards/chosen"], rel=1e-4)
-    assert outcome.rejected_reward.mean().item() == pytest.approx(metrics["rewards/rejected"], rel=1e-4)
-    assert outcome.margin.mean().item() == pytest.approx(metrics["rewards/margins"], rel=1e-4)
-    for name, parameter in trl_run["policy"].named_parameters():
-        scale = trl_run["gradients"][name].abs().max().item()
-        assert torch.allclose(parameter.grad, trl_run["gradients"][name], rtol=1e-3, atol=1e-4 * scale), name
 
 
-def test_the_comparison_with_trl_notices_another_beta_and_a_swap(trl_run: dict[str, Any]) -> None:
-    with torch.no_grad():
-        policy, reference = (
-            PairLogProbs.split(model_log_probs(trl_run[name], trl_run["batch"])) for name in ("policy", "reference")
-        )
-    swapped = PairLogProbs(reference.rejected, reference.chosen)
-    assert DPO(beta=BETA)(policy, {"reference": swapped}).loss.mean().item() != pytest.approx(trl_run["loss"], rel=1e-3)
-    other = DPO(beta=1.1 * BETA)(policy, {"reference": reference}).loss.mean().item()
-    assert other != pytest.approx(trl_run["loss"], rel=1e-3)
+def test_ipo_equals_trl_where_both_are_given_nats_per_token_and_not_where_ours_has_sums(dpo: Runs) -> None:
+    assert_same(dpo, "ipo", IPO(REFERENCE), averaged=True)
+    sums = IPO(REFERENCE)(*scored(dpo)).loss.mean().item()
+    assert sums != pytest.approx(dpo.by_loss["ipo"].loss, rel=0.1)
+
+
+def test_robust_equals_trl(dpo: Runs) -> None:
+    assert_same(dpo, "robust", RobustDPO(REFERENCE, flip_probability=NOISE))
+
+
+def test_hinge_equals_trl(dpo: Runs) -> None:
+    outcome = assert_same(dpo, "hinge", HingePreference(REFERENCE))
+    assert outcome.loss.max() > outcome.loss.min() == 0  # both sides of the hinge are seen
+
+
+def test_conservative_equals_trls_smoothed_labels(cpo: Runs) -> None:
+    """TRL 1.16 smooths no labels in DPO any more; its CPO does, whose margin has no reference."""
+    assert_same(cpo, "sigmoid", ConservativeDPO(REFERENCE, label_smoothing=NOISE))
+
+
+def test_simpo_equals_trl(cpo: Runs) -> None:
+    tokens = cpo.batch.num_response_tokens
+    assert tokens.tolist() != [tokens[0].item()] * 6
+    assert_same(cpo, "simpo", SimPO(BETA, GAMMA))
+
+
+def test_the_comparison_with_trl_notices_another_number_and_a_swap(dpo: Runs, cpo: Runs) -> None:
+    policy, anchors = scored(dpo)
+    swapped = {"reference": PairLogProbs(anchors["reference"].rejected, anchors["reference"].chosen)}
+    wrong: list[tuple[Runs, str, PreferenceObjective]] = [
+        (dpo, "sigmoid", DPO(beta=1.1 * BETA)),
+        (dpo, "robust", RobustDPO(REFERENCE, 0.9 * NOISE)),
+        (dpo, "robust", ConservativeDPO(REFERENCE, NOISE)),
+        (dpo, "hinge", HingePreference({"reference": 1.1 * BETA})),
+        (cpo, "sigmoid", RobustDPO(REFERENCE, NOISE)),
+        (cpo, "simpo", SimPO(BETA, GAMMA * BETA)),
+        (cpo, "simpo", SimPO(BETA, GAMMA / BETA)),
+    ]
+    assert DPO(BETA)(policy, swapped).loss.mean().item() != pytest.approx(dpo.by_loss["sigmoid"].loss, rel=1e-3)
+    for runs, name, objective in wrong:
+        found = objective(*scored(runs)).loss.mean().item()
+        assert found != pytest.approx(runs.by_loss[name].loss, rel=1e-3), (name, objective.settings)

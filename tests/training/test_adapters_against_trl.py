@@ -16,8 +16,8 @@ from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.scoring.live import StartScorer
 from lightning_dadpo.types import PairBatch, PairLogProbs
-from tests.losses.test_against_trl import BETA, ROWS, pairs_of_trl
 from tests.tiny import tiny_model
+from tests.trl_runs import BETA, dpo_trainer, pairs_of_trl
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and its dependencies' own warnings are not ours to mend
 
@@ -26,31 +26,10 @@ PREFIX = "base_model.model."
 
 
 def trl_trainer(folder: Path, base: Path) -> Any:
-    from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
 
-    arguments = DPOConfig(
-        output_dir=str(folder / "trl"),
-        beta=BETA,
-        loss_type=["sigmoid"],
-        max_length=None,
-        per_device_train_batch_size=len(ROWS),
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    return DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(base),
-        args=arguments,
-        train_dataset=Dataset.from_list(ROWS),
-        processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=LoraConfig(r=ADAPTER.rank, lora_alpha=int(ADAPTER.alpha), target_modules="all-linear"),
-    )
+    adapter = LoraConfig(r=ADAPTER.rank, lora_alpha=int(ADAPTER.alpha), target_modules="all-linear")
+    return dpo_trainer(folder, base, peft_config=adapter)
 
 
 def test_loss_and_gradients_are_trl_s(tmp_path: Path) -> None:
