@@ -22,8 +22,10 @@ from lightning_dadpo.models.loading import (
     model_without_weights,
 )
 from lightning_dadpo.models.numerics import default_device, inference_precision
+from lightning_dadpo.models.server_spec import ServerSpec, refuse_beside_a_server, tokenizer_digest
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.sampling.base import Sampled, Sampler, SamplerSettings, seed_key
+from lightning_dadpo.sampling.server_sampler import ServerSampler
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
 from lightning_dadpo.sampling.vllm_sampler import VllmSampler, vllm_module
 
@@ -47,7 +49,7 @@ class _Task:
 
 
 def sample(
-    model: ModelSpec,
+    model: ModelSpec | None,
     prompts: dict[str, PromptFile],
     out: str,
     settings: SamplerSettings | None = None,
@@ -55,6 +57,7 @@ def sample(
     precision: Precision | None = None,
     backend: Backend = "transformers",
     responses_per_prompt: int = 1,
+    server: ServerSpec | None = None,
 ) -> Path:
     """Draw responses for every prompt from a model; a killed run goes on where it stopped.
 
@@ -70,6 +73,7 @@ def sample(
         precision: number format; by default what this machine is fast in.
         backend: what runs the model; vllm is an extra of its own, for GPUs, and wants a large batch_size.
         responses_per_prompt: candidates for a pairing rule to choose among; the first is what would be drawn alone.
+        server: where the model is served, in place of `model`; its responses have no log-prob.
 
     Raises:
         ConfigError, DataError, ArtifactError: see the message.
@@ -77,17 +81,17 @@ def sample(
     for key, number in (("batch_size", batch_size), ("responses_per_prompt", responses_per_prompt)):
         if number < 1:
             raise ConfigError(f"{key} {number}: expected at least 1")
+    _one_of(model, server, precision, backend)
     ranks = ranks_here()
     take_device(ranks)
     settings = settings or SamplerSettings()
     precision = precision or inference_precision()
     rows = read_prompts(prompts)
     made_from = {
-        "model": model_digest(model),
+        **_identity(model, server, backend, precision),
         "prompts": content_digest([[split, asdict(row)] for split, row in rows]),
         "sampler": asdict(settings),
         "batch_size": batch_size,
-        "backend": _backend(backend, model, precision),
     }
     if responses_per_prompt > 1:  # artefacts of a single one say nothing of it, older ones too
         made_from["responses_per_prompt"] = responses_per_prompt
@@ -95,12 +99,17 @@ def sample(
         return Path(out)
     if backend == "vllm":
         _refuse_shared_gpu(ranks)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(_spec(model, server))
     prompts_read = [(split, row, render_prompt(tokenizer, row.messages)) for split, row in rows]
     tasks = [_Task(*read, candidate) for read in prompts_read for candidate in range(responses_per_prompt)]
-    sampler = _sampler(backend, model, tokenizer, settings, batch_size, precision)
+    sampler: Sampler
+    if server is None:
+        sampler = _sampler(backend, _spec(model, server), tokenizer, settings, batch_size, precision)
+    else:
+        sampler = ServerSampler(server, tokenizer, settings)
     with shared_draft(out, "responses", made_from, ranks) as work, autocast(precision, default_device()):
-        _draw_all(work, sampler, tokenizer, _windows(tasks, batch_size * BATCHES_IN_WINDOW))
+        window = batch_size * (BATCHES_IN_WINDOW if server is None else 1)  # what a server has drawn may be dear
+        _draw_all(work, sampler, tokenizer, _windows(tasks, window))
         if work.leads:
             work.draft.counts = _counts(work.draft.path / "rows.jsonl")
     return Path(out)
@@ -115,6 +124,30 @@ def _refuse_shared_gpu(ranks: Ranks) -> None:
             f"backend vllm, {ranks.size} processes: each must see one GPU alone (srun --gpus-per-task 1), "
             f"this one sees {torch.cuda.device_count()}"
         )
+
+
+def _one_of(model: ModelSpec | None, server: ServerSpec | None, precision: Precision | None, backend: Backend) -> None:
+    if server is None and model is None:
+        raise ConfigError("sample: expected a model (--model.path FOLDER) or a server (--server.url URL)")
+    if server is not None:
+        refuse_beside_a_server(model=model, precision=precision, backend=None if backend == "transformers" else backend)
+
+
+def _spec(model: ModelSpec | None, server: ServerSpec | None) -> ModelSpec:
+    """Who reads the prompts."""
+    spec = model if server is None else server.tokenizer
+    assert spec is not None
+    return spec
+
+
+def _identity(
+    model: ModelSpec | None, server: ServerSpec | None, backend: Backend, precision: Precision
+) -> dict[str, str]:
+    if server is not None:
+        digest = tokenizer_digest(load_tokenizer(server.tokenizer))
+        return {"model": server.served(), "tokenizer": digest, "backend": "completions server"}
+    spec = _spec(model, server)
+    return {"model": model_digest(spec), "backend": _backend(backend, spec, precision)}
 
 
 def _backend(backend: Backend, model: ModelSpec, precision: Precision) -> str:

@@ -25,11 +25,13 @@ from lightning_dadpo.models.numerics import (
     inference_precision,
     training_precision,
 )
+from lightning_dadpo.models.server_spec import ServerSpec, refuse_beside_a_server
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.scoring.audit import audit_live, audit_rows, audit_sampler
 from lightning_dadpo.scoring.base import Scorer
 from lightning_dadpo.scoring.live import AutocastScorer, LiveScorer
 from lightning_dadpo.scoring.reading import Route
+from lightning_dadpo.scoring.remote import score_on_server
 from lightning_dadpo.scoring.routes import rows_to_read
 from lightning_dadpo.scoring.table import ScoreTable
 from lightning_dadpo.scoring.text_pairs import TextPairs
@@ -39,7 +41,7 @@ __all__ = ["score"]
 
 
 def score(
-    model: ModelSpec,
+    model: ModelSpec | None,
     pairs: str,
     out: str,
     anchor: str = "teacher",
@@ -47,6 +49,7 @@ def score(
     precision: Precision | None = None,
     read: Route | None = None,
     tokenizer: ModelSpec | None = None,
+    server: ServerSpec | None = None,
 ) -> Path:
     """Score every pair once with a frozen model, and audit what was written before it counts as finished.
 
@@ -70,11 +73,17 @@ def score(
         read: ids for the very ids of the pairs, text for their text under the model's own tokenizer and template; by
             default ids where the two tokenizers are the same, and text where they differ.
         tokenizer: whose ids the pairs hold: the student. Needed where the text is read; elsewhere the pairs tell.
+        server: where the anchor is served, in place of `model`: it is sent the text, in one process.
 
     Raises:
         AuditError: scores read back from disk differ from the model's, or from what its sampler saw.
         ConfigError, DataError, ArtifactError: see the message.
     """
+    if server is not None:
+        refuse_beside_a_server(model=model, tokens_per_batch=tokens_per_batch, precision=precision)
+        return score_on_server(server, pairs, out, anchor, tokenizer, read)
+    if model is None:
+        raise ConfigError("score: expected a model (--model.path FOLDER) or a server (--server.url URL)")
     ranks = ranks_here()
     take_device(ranks)
     device = default_device()

@@ -1,0 +1,234 @@
+"""Questions to an OpenAI-compatible completions server: many at a time, asked again after a failure, read strictly.
+
+The package openai carries them: connections, time limits, waits between attempts. What is asked and how an answer is
+read stand here, for the stages that score and sample.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lightning_dadpo.errors import ConfigError, DadpoError, DataError
+from lightning_dadpo.models.server_spec import ServerSpec
+
+__all__ = ["CompletionsServer", "Answer", "Question", "to_read", "GOES_ON"]
+
+Task = TypeVar("Task")
+Question = Mapping[str, Any]
+"""The body of a request, without the model's name."""
+
+GOES_ON = "what was finished is kept; the same command goes on there"
+LONGEST_QUOTE = 200
+
+
+def to_read(text: str) -> Question:
+    """Ask what the model gives to every token of a text.
+
+    One token is drawn, since llama-cpp-python takes 0 for "as many as there is room for"; it is not looked at. At
+    temperature 1, because there are servers that put the temperature into the log-probs that they return.
+    """
+    return {
+        "prompt": text,
+        "echo": True,
+        "logprobs": 1,
+        "max_tokens": 1,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "seed": 0,
+        # vLLM's own: log-probs by token id, and no beginning-of-sequence token beside the template's (trap A1)
+        "extra_body": {"prompt_logprobs": 0, "add_special_tokens": False},
+    }
+
+
+class _Entry(BaseModel):
+    logprob: float
+
+
+class _LogProbs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class _Choice(BaseModel):
+    text: str
+    finish_reason: str | None = None
+    logprobs: _LogProbs | None = None
+    prompt_logprobs: list[dict[str, _Entry] | None] | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+class Answer:
+    """What a server said to one question.
+
+    Attributes:
+        text: what it returned. finish_reason: why it ended.
+        tokens: pieces of text, and log_probs: what each got, in nats; None without `logprobs`.
+        top_log_probs: the likeliest pieces at each place.
+        by_id: vLLM's `prompt_logprobs`: for each token of the prompt its id with its log-prob; None for the first one.
+        prompt_tokens: tokens of the prompt as the server counts them, where it says so.
+        drawn_tokens: tokens that it drew, where it says so.
+    """
+
+    def __init__(self, body: _Completion) -> None:
+        choice, usage, said = body.choices[0], body.usage, body.choices[0].logprobs
+        self.text, self.finish_reason = choice.text, choice.finish_reason
+        self.tokens = None if said is None else said.tokens
+        self.log_probs = None if said is None else said.token_logprobs
+        self.top_log_probs = None if said is None else said.top_logprobs
+        self.by_id: list[dict[str, float]] | None = None
+        if choice.prompt_logprobs is not None:
+            self.by_id = [{name: one.logprob for name, one in (at or {}).items()} for at in choice.prompt_logprobs]
+        self.prompt_tokens = None if usage is None else usage.prompt_tokens
+        self.drawn_tokens = None if usage is None else usage.completion_tokens
+
+
+class CompletionsServer:
+    """One model on one server.
+
+    Args:
+        spec: where it is, and how patiently it is asked.
+
+    Raises:
+        ConfigError: the package openai is not installed, or the key's variable is not set.
+    """
+
+    def __init__(self, spec: ServerSpec) -> None:
+        self.spec, self._openai, self._key = spec, _openai_module(), _key(spec)
+        self.place = f"server {spec.url}, model {spec.model!r}"
+
+    def ask(
+        self,
+        tasks: Iterable[tuple[Task, Sequence[Question]]],
+        tell: Callable[[Task, list[Answer]], None],
+        concurrency: int | None = None,
+    ) -> None:
+        """Ask the questions of every task and hand each task's answers over when they are all there.
+
+        Tasks are taken up one by one as others finish, so that of many no more than `concurrency` are in memory; the
+        questions of one task are asked one after another. The first error ends it all.
+
+        Args:
+            tasks: with the questions of each.
+            tell: is given a task and its answers, in whatever order tasks finish.
+            concurrency: tasks at a time, by default the spec's.
+
+        Raises:
+            ConfigError, DataError: the server cannot be reached, refuses, or answers something else; in one line.
+        """
+        asyncio.run(self._ask_all(iter(tasks), tell, concurrency or self.spec.concurrency))
+
+    def ask_one(self, question: Question) -> Answer:
+        """A single answer; see `ask`."""
+        answers: list[Answer] = []
+        self.ask([(None, [question])], lambda _, found: answers.extend(found), 1)
+        return answers[0]
+
+    async def _ask_all(self, tasks: Any, tell: Callable[[Any, list[Answer]], None], concurrency: int) -> None:
+        async with self._openai.AsyncOpenAI(
+            base_url=self.spec.url,
+            api_key=self._key or "none",  # said, or a key of OPENAI_API_KEY would be sent to whatever server this is
+            timeout=self.spec.timeout_seconds,
+            max_retries=self.spec.attempts - 1,
+        ) as client:
+
+            async def work() -> None:
+                for task, questions in tasks:
+                    tell(task, [await self._answer(client, question) for question in questions])
+
+            workers = [asyncio.create_task(work()) for _ in range(concurrency)]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _answer(self, client: Any, question: Question) -> Answer:
+        try:
+            response = await client.completions.with_raw_response.create(model=self.spec.model, **question)
+        except self._openai.OpenAIError as error:
+            raise self._refused(error) from None  # the cause may hold the request with its key
+        said = self._without_key(response.text)
+        try:
+            body = _Completion.model_validate_json(said)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise DataError(
+                f"{self.place}: its answer is no completion ({f'`{field}`: ' if field else ''}{first['msg']}): "
+                f"{_quoted(said)!r}; is the url its API's, mostly ending in /v1?"
+            ) from None
+        if not body.choices:
+            raise DataError(f"{self.place}: its answer holds no choice: {_quoted(said)!r}")
+        return Answer(body)
+
+    def _without_key(self, text: str) -> str:
+        return text if self._key is None else text.replace(self._key, "[key]")
+
+    def _refused(self, error: Any) -> DadpoError:
+        """The error in one line, without anything that could hold the key."""
+        times = f"{self.spec.attempts} times" if self.spec.attempts > 1 else "once"
+        if isinstance(error, self._openai.APITimeoutError):
+            return DataError(
+                f"{self.place}: no answer in {self.spec.timeout_seconds:g} s, asked {times}; give it more "
+                f"(server.timeout_seconds) or ask less at a time (server.concurrency); {GOES_ON}"
+            )
+        if isinstance(error, self._openai.APIStatusError):
+            return self._refused_with(error.status_code, _quoted(self._without_key(error.response.text)), times)
+        cause = _quoted(self._without_key(str(error.__cause__ or error)))
+        return DataError(f"{self.place}: cannot be reached, tried {times} ({cause}); is it running? {GOES_ON}")
+
+    def _refused_with(self, status: int, said: str, times: str) -> DadpoError:
+        if status in (401, 403):  # whatever it says is not repeated: it may be the key
+            name = self.spec.api_key_variable
+            held = f"the key in {name} was refused" if name else "it wants a key; name its variable: api_key_variable"
+            return ConfigError(f"{self.place}: {status}, {held}")
+        hint = ""
+        if "logits_all" in said:
+            hint = "; start llama-cpp-python with --logits_all true"
+        elif status == 404:
+            hint = "; is server.model the name that it serves, and the url its API's, mostly ending in /v1?"
+        elif status in (408, 409, 429) or status >= 500:
+            hint = f", asked {times}; {GOES_ON}"
+        return DataError(f"{self.place}: answered {status}: {said}{hint}")
+
+
+def _openai_module() -> Any:
+    try:
+        return importlib.import_module("openai")
+    except ImportError as error:
+        raise ConfigError(
+            f"server: cannot import the package openai ({error}); pip install 'lightning-dadpo[server]'"
+        ) from error
+
+
+def _key(spec: ServerSpec) -> str | None:
+    if spec.api_key_variable is None:
+        return None
+    key = os.environ.get(spec.api_key_variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"server.api_key_variable {spec.api_key_variable}: no such environment variable, or an empty one"
+        )
+    return key
+
+
+def _quoted(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]} ..."
