@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning_dadpo.cli.analysing import write_analysis
 from lightning_dadpo.data.artifacts import read_manifest
-from lightning_dadpo.errors import ArtifactError
+from lightning_dadpo.errors import ArtifactError, DadpoError
 from lightning_dadpo.reports.inputs import ReportInputs
 from lightning_dadpo.reports.page import write_report
 
@@ -17,7 +18,7 @@ __all__ = ["report"]
 
 
 def report(folder: str, out: str | None = None) -> Path:
-    """Write the report of an experiment that `dadpo run` has finished.
+    """Write the report of an experiment that `dadpo run` has finished, and `analysis.json`: does the teacher agree?
 
     Args:
         folder: the experiment's folder, for example runs/demo.
@@ -40,6 +41,12 @@ def _inputs(root: Path, index: dict[str, Any]) -> ReportInputs:
     stages = [{"name": name, "folder": path.name, **_manifest(path)} for name, path in folders.items()]
     for stage in stages:
         stage["seconds"] = times.get(stage["folder"], stage["seconds"])
+    problems = []
+    try:
+        analysis = write_analysis(root, index)
+    except DadpoError as error:
+        analysis = None
+        problems.append(str(error))
     return ReportInputs(
         title=f"{index['name']}: a small student after its teacher",
         experiment=index["name"],
@@ -47,6 +54,10 @@ def _inputs(root: Path, index: dict[str, Any]) -> ReportInputs:
         curves={name: path / "curves.csv" for name, path in fits.items()},
         scores=_named(folders, "score-"),
         pairs=folders.get("pairs"),
+        analysis=analysis,
+        analysis_problems=problems,
+        evaluation=folders.get("evaluation"),
+        rounds=root / "rounds.json" if (root / "rounds.json").is_file() else None,
         predictions={name: path / "validation_pairs.jsonl" for name, path in fits.items() if name != "dsft"},
         responses={"teacher": folders["sample-teacher"], **_named(folders, "heldout-", "sample-")},
         configuration=index["configuration"],

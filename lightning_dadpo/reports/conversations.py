@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lightning_dadpo.data.rows import Message, ResponseRow
 from lightning_dadpo.reports.table import display_name
 
-__all__ = ["Answer", "Conversation", "conversations", "MOST"]
+__all__ = ["Answer", "Conversation", "conversations", "fold", "MOST"]
 
 MOST = 12
 # Letters of an answer that stand on the page before the rest goes behind a fold.
@@ -36,14 +36,19 @@ class Conversation:
 def _answer(model: str, row: ResponseRow | None) -> Answer:
     if row is None:
         return Answer(display_name(model), "", "", "no answer to this prompt was recorded")
-    opening, rest = row.text, ""
-    if len(row.text) > FOLD_AFTER + FOLD_LEAST:
-        cut = row.text.rfind(" ", FOLD_AFTER - 80, FOLD_AFTER)
-        cut = FOLD_AFTER if cut < 0 else cut
-        opening, rest = row.text[:cut], row.text[cut:].lstrip()
+    opening, rest = fold(row.text)
     ended = "ended by itself" if row.finish_reason == "stop" else "cut at the length cap"
     count = len(row.token_ids)
     return Answer(display_name(model), opening, rest, f"{count} token{'' if count == 1 else 's'}, {ended}")
+
+
+def fold(text: str) -> tuple[str, str]:
+    """A long text cut at a space: what stands open and what goes behind a fold."""
+    if len(text) <= FOLD_AFTER + FOLD_LEAST:
+        return text, ""
+    cut = text.rfind(" ", FOLD_AFTER - 80, FOLD_AFTER)
+    cut = FOLD_AFTER if cut < 0 else cut
+    return text[:cut], text[cut:].lstrip()
 
 
 def conversations(answers: Mapping[str, Mapping[str, ResponseRow]]) -> tuple[list[Conversation], int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from lightning_dadpo.reports.charts import curve_chart
 from lightning_dadpo.reports.drawing import Chart
 from lightning_dadpo.reports.sources import Series
+from lightning_dadpo.reports.table import display_name
 
 __all__ = ["CurveSection", "curve_section"]
 
@@ -15,6 +16,8 @@ Runs = Mapping[str, Mapping[str, Series]]
 LOSSES = ("train/loss", "val/loss")
 PREFERENCE = "nats a pair; ln 2 = 0.693 is no preference"
 SUPERVISED = "nats a token of the teacher's answers"
+PARTS = {"train/part/": "training", "val/part/": "validation"}
+"""What the columns of a loss's weighted parts begin with."""
 # Column -> title and unit. Losses stand apart: supervised and preference losses share a name, not a scale.
 PANELS = {
     "val/margin": ("Validation margin", "nats; the weighted sum of anchor differences"),
@@ -31,9 +34,10 @@ PANELS = {
 
 @dataclass(frozen=True)
 class CurveSection:
-    """The drawings to show at once and those to fold away."""
+    """The drawings to show at once, a sum's parts, and those to fold away."""
 
     main: list[Chart] = field(default_factory=list)
+    parts: list[Chart] = field(default_factory=list)
     further: list[Chart] = field(default_factory=list)
 
 
@@ -53,6 +57,18 @@ def _losses(runs: Runs, order: Sequence[str]) -> list[Chart]:
     return charts
 
 
+def _parts(runs: Runs) -> list[Chart]:
+    """Where a run's loss is a sum: a drawing a run and split, a line a part."""
+    charts = []
+    for run, columns in runs.items():
+        for prefix, split in PARTS.items():
+            found = {name.removeprefix(prefix): series for name, series in columns.items() if name.startswith(prefix)}
+            if len(found) > 1:
+                title = f"{display_name(run)}, {split}"
+                charts.append(curve_chart(title, "nats, before its weight", f"{run} {prefix}", found, list(found)))
+    return charts
+
+
 def curve_section(runs: Runs, order: Sequence[str]) -> CurveSection:
     """Every logged metric of every run, the telling ones first.
 
@@ -60,7 +76,7 @@ def curve_section(runs: Runs, order: Sequence[str]) -> CurveSection:
         runs: run name -> column -> series.
         order: all run names of the report; a run keeps its colour.
     """
-    section = CurveSection(main=_losses(runs, order))
+    section = CurveSection(main=_losses(runs, order), parts=_parts(runs))
     logged = {column for columns in runs.values() for column in columns}
     rest = sorted(logged - set(PANELS) - set(LOSSES))
     for column in (*(name for name in PANELS if name in logged), *rest):

@@ -21,6 +21,10 @@ class ReportInputs:
         curves: run name -> `metrics.csv` of Lightning's CSVLogger.
         scores: anchor name -> scores artefact; the one called `reference` is what the others are compared with.
         pairs: the pairs artefact that the runs were trained on.
+        analysis: `analysis.json`: whether the teacher agrees with the pairs, and what saturates.
+        analysis_problems: what kept it from being made.
+        evaluation: the evaluation artefact, for where teacher and student differ token by token.
+        rounds: `rounds.json` of an experiment with several.
         predictions: run name -> JSONL with `pair_id`, `margin`, `chosen_reward` and `rejected_reward` in nats.
         responses: model name -> responses artefact; its split `heldout` is shown.
         configuration: the resolved configuration, as YAML.
@@ -35,6 +39,10 @@ class ReportInputs:
     curves: dict[str, Path] = field(default_factory=dict)
     scores: dict[str, Path] = field(default_factory=dict)
     pairs: Path | None = None
+    analysis: Path | None = None
+    analysis_problems: list[str] = field(default_factory=list)
+    evaluation: Path | None = None
+    rounds: Path | None = None
     predictions: dict[str, Path] = field(default_factory=dict)
     responses: dict[str, Path] = field(default_factory=dict)
     configuration: str = ""

@@ -12,13 +12,16 @@ from markupsafe import Markup
 
 from lightning_dadpo.data.artifacts import write_atomically
 from lightning_dadpo.reports import table
+from lightning_dadpo.reports.agreement import OPEN_DISPUTES, agreement_section
 from lightning_dadpo.reports.charts import interval_chart
 from lightning_dadpo.reports.conversations import conversations
 from lightning_dadpo.reports.curves import curve_section
 from lightning_dadpo.reports.inputs import ReportInputs
 from lightning_dadpo.reports.reading import comparisons, headlines
+from lightning_dadpo.reports.rounds import HEAD, round_section
 from lightning_dadpo.reports.sections import one_line, reward_section, score_section
 from lightning_dadpo.reports.sources import read_each, read_heldout, read_metrics
+from lightning_dadpo.reports.token_maps import STEPS, read_maps, students
 
 __all__ = ["write_report"]
 
@@ -54,6 +57,7 @@ def _content(inputs: ReportInputs) -> dict[str, Any]:
     curves, curve_problems = read_each(inputs.curves, read_metrics)
     answers, answer_problems = read_each(inputs.responses, read_heldout)
     shown, prompts = conversations(answers)
+    maps, map_problems = read_each({"token maps": inputs.evaluation} if inputs.evaluation else {}, read_maps)
     found = comparisons(inputs.summary)
     order = list(dict.fromkeys([*inputs.curves, *inputs.predictions]))
     return {
@@ -67,6 +71,13 @@ def _content(inputs: ReportInputs) -> dict[str, Any]:
         "heldout_prompts": prompts,
         "open_conversations": OPEN_CONVERSATIONS,
         "answer_problems": answer_problems,
+        "token_maps": students(maps.get("token maps", [])),
+        "token_steps": STEPS,
+        "token_problems": map_problems,
+        "agreement": agreement_section(inputs.analysis, inputs.analysis_problems),
+        "open_disputes": OPEN_DISPUTES,
+        "rounds": round_section(inputs.rounds),
+        "round_head": HEAD,
         "curves": curve_section(curves, order),
         "curve_problems": curve_problems,
         "scores": score_section(inputs),

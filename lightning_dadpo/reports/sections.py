@@ -66,9 +66,6 @@ def _add_difference(section: Section, anchor: str, gaps: Mapping[str, float], re
             f"(quartiles {low:.1f} and {high:.1f}). Where its weight times this is above 3 for most pairs, "
             "every pair pulls equally hard and the anchor's differences are lost."
         )
-        own = finite([gaps[pair] for pair in shared])
-        sure = sum(gap > 0 for gap in own) / len(own)
-        section.facts.append(f"The {name} finds the chosen response more probable in {100 * sure:.0f} % of the pairs.")
     alone = len(gaps) + len(reference) - 2 * len(shared)
     if alone:
         section.problems.append(f"{alone} pairs are scored by only one of {name} and reference; they are left out.")

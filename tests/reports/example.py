@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_dadpo.data.analysis import (
+    Agreement,
+    Analysis,
+    Disputed,
+    PairAnalysis,
+    Saturated,
+    Spread,
+    TokenMapRow,
+    Unit,
+)
 from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.data.rows import Message, PairRow, ResponseRow, RowWriter, ScoreRow
 from lightning_dadpo.reports import ReportInputs
@@ -67,6 +77,7 @@ def metrics(path: Path, seed: int, preference: bool) -> Path:
     """A sparse CSVLogger file: training rows at every step, validation rows at every eighth."""
     noise = random.Random(seed)
     columns = ["epoch", "step", "train/loss", "train/learning_rate", "val/loss", "val/reverse_kl"]
+    columns += ["train/part/preference", "train/part/sft"] if preference else []
     columns += ["train/margin", "val/margin", "val/accuracy", "val/chosen_log_prob/policy"] if preference else []
     lines = [",".join(columns)]
     for step in range(32):
@@ -75,6 +86,7 @@ def metrics(path: Path, seed: int, preference: bool) -> Path:
         cells["train/learning_rate"] = 5e-6 * min(1.0, (step + 1) / 4)
         if preference:
             cells["train/margin"] = 1 - fall + noise.gauss(0, 0.05)
+            cells |= {"train/part/preference": 0.6 * fall, "train/part/sft": 1.5 - 0.1 * fall}
         lines.append(",".join(str(cells.get(column, "")) for column in columns))
         if step % 8 == 7:
             cells = {"epoch": step // 16, "step": step, "val/loss": 0.72 * fall, "val/reverse_kl": 0.8 + 0.05 * fall}
@@ -113,6 +125,75 @@ def pairs(folder: Path, count: int) -> Path:
             message = [Message("user", "hello")]
             rows.write(PairRow(f"a{index}", "p", "train", message, [1], [2, 3], "yes", "stop", [4], "no", "length"))
     return folder
+
+
+def analysis(path: Path, objective: str = "dadpo", text: str = ANSWER) -> Path:
+    """An `analysis.json` with one teacher, one saturated objective and four disputed pairs."""
+    whole = Agreement(96, 90, 2, 0.625, 0.51, 0.73, 35, 32)
+    disputes = [
+        Disputed(
+            f"a{at}", f"p{at}", "train", [Message("user", f"{text[:60]}?")], text * 4, text[:7], 184, 2,
+            {"teacher": -20.25 + at, "reference": 3.5},
+        )
+        for at in range(4)
+    ]  # fmt: skip
+    found = PairAnalysis(
+        name="pairs",
+        pairs=98,
+        unscored=2,
+        agreement={"teacher": {"all": whole, "train": whole}, "reference": {"all": whole}},
+        disputed={"teacher": disputes},
+        spread={"teacher": {"all": Spread((10.0, 27.0, 40.0), 1 / 27), "train": Spread((-9.0, -1.0, 2.0), None)}},
+        saturated={
+            "ddpo": Saturated({"reference": 0.1}, {"all": 0.0, "train": 0.0}),
+            objective: Saturated({"reference": 0.05, "teacher": 0.1}, {"all": 0.75, "train": 0.5}),
+        },
+    )
+    path.write_text(json.dumps(asdict(Analysis([found]))), encoding="utf-8")
+    return path
+
+
+# token by token: text, tokens, teacher and student log-probs of each token, reference the student's less 0.5
+SPELT = (
+    ("Start", [-1.0], [-3.5]), (" with", [-0.1], [-0.2]), (" €", [-2.0, -0.5, -0.25], [-1.0, -0.25, -0.25]),
+    ("\n\n", [-4.0], [-3.0]), ("<b>", [-6.0], [-1.5]), ("", [-0.1], [-0.1]), ("\u202e", [-0.1], [-0.7]),
+)  # fmt: skip
+
+
+def token_map(prompt_id: str, sampled_by: str, models: list[str], text: str = "", repeat: int = 1) -> TokenMapRow:
+    """One response in words of `SPELT`, `text`, a broken byte and a special token."""
+    spelt = [*SPELT * repeat, *([(text, [-9.0], [-0.5])] if text else []), ("\ufffd", [-1.0], [-1.0])]
+    units = [Unit(words, len(te), "broken" if words == "\ufffd" else "text") for words, te, _ in spelt]
+    units.append(Unit("<|im_end|>", 1, "special"))
+    teacher = [value for _, te, _ in spelt for value in te] + [-0.5]
+    student = [value for _, _, st in spelt for value in st] + [-1.5]
+    said = {"teacher": teacher, "dsft": [value - 0.5 for value in student], **dict.fromkeys(models, student)}
+    message = [Message("user", PROMPTS[int(prompt_id[1:])])]
+    ids = list(range(len(teacher)))
+    return TokenMapRow(prompt_id, message, sampled_by, "stop", "dsft", ids, units, said)
+
+
+def evaluation(folder: Path, students: tuple[str, ...] = ("dsft", "ddpo", "dadpo"), text: str = "") -> Path:
+    """An evaluation artefact with the maps of two prompts."""
+    rows = [
+        token_map(prompt, name, list(students) if name == "teacher" else [name], text, 1 + 5 * (prompt == "p1"))
+        for prompt in ("p0", "p1")
+        for name in ("teacher", *students)
+    ]
+    with draft(folder, "evaluation", {}) as work, RowWriter(work.path / "token_maps.jsonl") as writer:
+        writer.write(*rows)
+    return folder
+
+
+def rounds(path: Path, name: str = "dadpo") -> Path:
+    """Two rounds of one objective."""
+    said = {"round": 1, "objective": name, "rejected_from": "dsft", "responses": 128, "finished": 0.9609375,
+            "mean_tokens": 20.757, "pairs": 112, "dropped": {"chosen_cut": 16, "identical": 0}, "scored": 224,
+            "reused": 0, "reference": "dsft", "margin": 0.25, "trained_on": 112, "repeated_pairs": 0,
+            "student_folder": "model-dadpo-1f"}  # fmt: skip
+    later = {**said, "round": 2, "rejected_from": name, "scored": 100, "reused": 112, "margin": None}
+    path.write_text(json.dumps([said, later]), encoding="utf-8")
+    return path
 
 
 def predictions(path: Path, seed: int, count: int) -> Path:
@@ -158,6 +239,9 @@ def experiment(folder: Path, count: int = 96) -> ReportInputs:
             "reference": scores(folder / "reference", reference),
         },
         pairs=pairs(folder / "pairs", count),
+        analysis=analysis(folder / "analysis.json"),
+        evaluation=evaluation(folder / "evaluation"),
+        rounds=rounds(folder / "rounds.json"),
         predictions={name: predictions(folder / f"{name}.jsonl", 7, count) for name in ("ddpo", "dadpo")},
         responses={
             name: responses(folder / f"said-{name}", name) for name in ("pruned", "dsft", "ddpo", "dadpo", "teacher")
@@ -180,6 +264,9 @@ def hostile(folder: Path) -> ReportInputs:
         summary=[*inputs.summary, row(bad, 1e6, (1.0, 1.0, 1.0))],
         curves={bad: _with_column(inputs.curves["dadpo"], bad)},
         scores={**inputs.scores, bad: inputs.scores["teacher"], f"missing {bad}": folder / "nowhere"},
+        analysis=analysis(folder / "bad.json", bad, f"{bad}\x00\x1b[31m"),
+        evaluation=evaluation(folder / "bad", ("dsft", bad), f"{bad}\x00"),
+        rounds=rounds(folder / "bad-rounds.json", bad),
         predictions={bad: inputs.predictions["dadpo"]},
         responses={
             **inputs.responses,
