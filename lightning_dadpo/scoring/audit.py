@@ -208,13 +208,17 @@ class Saturation:
     advised_beta_teacher: float | None
     agreement: float
 
+    def spread(self) -> str:
+        """What holds of the two models whatever the objective is."""
+        low, median, high = self.quartiles
+        return (
+            f"D_teacher - D_reference: quartiles {low:.2f} / {median:.2f} / {high:.2f} nats; the teacher prefers the "
+            f"chosen response in {self.agreement:.0%} of pairs"
+        )
+
     def lines(self) -> list[str]:
         """The report, one warning included where more than half of the pairs are saturated."""
-        low, median, high = self.quartiles
-        lines = [
-            f"D_teacher - D_reference: quartiles {low:.2f} / {median:.2f} / {high:.2f} nats; the teacher prefers the "
-            f"chosen response in {self.agreement:.0%} of pairs; {self.saturated:.0%} of pairs start with a weight > 0.9"
-        ]
+        lines = [f"{self.spread()}; {self.saturated:.0%} of pairs start with a weight > 0.9"]
         if self.saturated > 0.5 and self.advised_beta_teacher is not None:
             lines.append(
                 "warning: most pairs are saturated, so the teacher's differences are lost; "

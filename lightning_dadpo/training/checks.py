@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_dadpo.data.batching import collate_pairs
 from lightning_dadpo.data.rows import PairRow
 from lightning_dadpo.errors import AuditError
+from lightning_dadpo.losses import AnchoredPreference
 from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.numerics import inference_precision
 from lightning_dadpo.models.spec import ModelSpec, Precision
@@ -133,8 +134,9 @@ class CheckScores(L.Callback):
         for name, scorer in module.scorers.items():
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 scores[name] = scores_of(scorer, rows, device=module.device if name in live else torch.device("cpu"))
-        betas = {name: beta for name, beta in getattr(module.loss, "betas", {}).items() if name in scores}
-        for line in saturation(scores, betas).lines():
+        found = saturation(scores, module.loss.settings.get("betas", {}))
+        log_sigmoid = type(module.loss).link is AnchoredPreference.link  # others weigh pairs in another way
+        for line in found.lines() if log_sigmoid else [found.spread()]:
             _say(f"{line} (from {len(rows)} of {len(pairs)} pairs)" if live else line)
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.data.rows import ScoreRow, read_rows
 from lightning_dadpo.errors import AuditError
-from lightning_dadpo.losses import DPO
+from lightning_dadpo.losses import DPO, IPO, DaDPO, PreferenceObjective
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.scoring.table import ScoreTable
 from lightning_dadpo.training import checks
@@ -197,6 +197,17 @@ def test_a_student_that_starts_elsewhere_is_not_held_to_the_reference(
     said = capsys.readouterr().out
     assert "step-0 oracle" not in said
     assert "D_teacher - D_reference" in said
+
+
+@pytest.mark.parametrize(
+    ("loss", "weighs"), [(DaDPO(0.1, 0.1), True), (IPO({"reference": 0.1, "teacher": 0.1}), False)]
+)
+def test_saturation_is_said_of_log_sigmoids_alone(
+    setup: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: PreferenceObjective, weighs: bool
+) -> None:
+    start(setup, tmp_path, {}, {"loss": loss})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("D_teacher - D_reference")]
+    assert ("of pairs start with a weight > 0.9" in line) == weighs
 
 
 def test_the_report_reads_every_pair_without_touching_the_random_state(setup: Setup, tmp_path: Path) -> None:
