@@ -166,5 +166,7 @@ def _saturation(
         for objective, weights in betas.items():
             if weights.keys() <= anchors.keys():
                 asked = {**part, "teacher": part.get("teacher", part[REFERENCE])}  # `saturated` looks at weights alone
-                known = analysis.saturated.setdefault(objective, Saturated(dict(weights), {}))
-                known.shares[split] = saturation(asked, weights).saturated
+                share = saturation(asked, weights).saturated
+                if share is not None:
+                    known = analysis.saturated.setdefault(objective, Saturated(dict(weights), {}))
+                    known.shares[split] = share
