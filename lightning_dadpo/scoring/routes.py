@@ -14,10 +14,10 @@ from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.models.loading import load_tokenizer
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.scoring.audit import audit_rows
-from lightning_dadpo.scoring.reading import Route
+from lightning_dadpo.scoring.reading import Route, read_pair
 from lightning_dadpo.scoring.text_pairs import TextPairs
 
-__all__ = ["rows_to_read", "check_reads_the_same_text", "check_same_tokenizer"]
+__all__ = ["rows_to_read", "as_text", "check_reads_the_same_text", "check_same_tokenizer"]
 
 LOOKED_AT = 32
 """Pairs that are asked which tokenizer their ids belong to."""
@@ -62,6 +62,13 @@ def rows_to_read(
     if say:
         print(_said(text, model.path, why))
     return text
+
+
+def as_text(model: ModelSpec, pairs: Sequence[PairRow]) -> list[PairRow]:
+    """A few pairs in the ids that a model reads for their text; those that it cannot read are missing."""
+    tokenizer = load_tokenizer(model)
+    found = [read_pair(tokenizer, pair) for pair in pairs]
+    return [pair for pair in found if isinstance(pair, PairRow)]
 
 
 def _difference(tokenizer: Any, own: Any | None, pairs: Sequence[PairRow]) -> str | None:

@@ -28,6 +28,7 @@ from lightning_dadpo.scoring.audit import (
 from lightning_dadpo.scoring.base import Scorer
 from lightning_dadpo.scoring.cached import CachedScorer
 from lightning_dadpo.scoring.live import AutocastScorer, LiveScorer
+from lightning_dadpo.scoring.routes import as_text
 from lightning_dadpo.training.preference import PreferenceModule
 from lightning_dadpo.types import PairBatch, PairLogProbs
 
@@ -113,10 +114,13 @@ class CheckScores(L.Callback):
             model = load_frozen(self.teacher, precision, module.device)
             live = AutocastScorer(LiveScorer(model), precision)
             exact = precision == "32-true"
-            tolerance = audit_live("teacher", stored, live, pairs, module.device, exact)
-            if self.chosen_from_teacher:
-                compared = audit_sampler("teacher", stored, pairs, ["chosen"], tolerance, exact)
-                _say(f"audit of the teacher: {min(8, len(pairs))} pairs scored again, {compared} samples compared")
+            by_text = isinstance(stored, CachedScorer) and stored.manifest.made_from.get("read") == "text"
+            rows = as_text(self.teacher, audit_rows(pairs)) if by_text else pairs
+            tolerance = audit_live("teacher", stored, live, rows, module.device, exact)
+            # no sampler saw the ids that a text is read as
+            sides = ["chosen"] if self.chosen_from_teacher and not by_text else []
+            compared = audit_sampler("teacher", stored, pairs, sides, tolerance, exact)
+            _say(f"audit of the teacher: {min(8, len(rows))} pairs scored again, {compared} samples compared")
         if self.chosen_from_teacher and "teacher" not in module.live and "reference" in module.scorers:
             if "reference" in module.live:
                 return
