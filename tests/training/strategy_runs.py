@@ -21,9 +21,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
+from lightning_dadpo.losses import JensenShannon, ResponseNLL, ReverseKL, WeightedTerm
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.checkpoints import LastCheckpoint
 from lightning_dadpo.training.datamodule import ResponseSource, SupervisedData
+from lightning_dadpo.training.distillation import DistillationModule
+from lightning_dadpo.training.preference import PairTerm
 from lightning_dadpo.training.sharding import writes_folders
 from lightning_dadpo.training.supervised import SupervisedModule
 from tests.scoring.example import Setup, trainer
@@ -39,11 +42,12 @@ class Case:
 
     Attributes:
         accumulate: micro-batches a step; rows are few, so with 4 some ranks run fillers.
-        kind: preference with both anchors from tables (cached) or both models (live); or dSFT on responses.
+        kind: preference with both anchors from tables (cached) or both models (live), or these with a token-level term
+            (term); or dSFT, or distillation from a live teacher, on responses.
     """
 
     accumulate: int
-    kind: Literal["cached", "live", "dSFT"]
+    kind: Literal["cached", "live", "term", "dSFT", "distillation"]
 
     @property
     def name(self) -> str:
@@ -51,6 +55,7 @@ class Case:
 
 
 CASES = [Case(accumulate, kind) for kind in ("cached", "live", "dSFT") for accumulate in (1, 4)]
+CASES += [Case(1, "term"), Case(4, "distillation")]
 KILLED = CASES[1]
 
 
@@ -158,7 +163,14 @@ def training(setup: Setup, case: Case, rate: float) -> tuple[Any, Any]:
         source = ResponseSource(str(setup.pairs.with_name("responses")))
         module = SupervisedModule(ModelSpec(str(setup.student)), optimizer)
         return module, SupervisedData(train=source, responses_per_step=6)
-    return setup.module(live=case.kind == "live", optimizer=optimizer), setup.data()
+    if case.kind == "distillation":
+        source = ResponseSource(str(setup.pairs.with_name("responses")))
+        beside = {"sft": WeightedTerm(0.5, ResponseNLL())}
+        models = ModelSpec(str(setup.student)), ModelSpec(str(setup.teacher))
+        distilled = DistillationModule(*models, JensenShannon(0.3), optimizer, terms=beside)
+        return distilled, SupervisedData(train=source, responses_per_step=6)
+    terms = {"kl": PairTerm(0.5, ReverseKL(), "rejected")} if case.kind == "term" else {}
+    return setup.module(live=case.kind != "cached", optimizer=optimizer, terms=terms), setup.data()
 
 
 def fit(
