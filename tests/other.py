@@ -13,9 +13,16 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-__all__ = ["OTHER_TEMPLATE", "by_hand", "other_model", "other_tokenizer"]
+__all__ = ["OTHER_TEMPLATE", "by_hand", "other_model", "other_tokenizer", "speak_plainly"]
 
 BEGIN, END = "<s>", "<end_of_turn>"
 OTHER_TEMPLATE = """\
@@ -83,5 +90,23 @@ def other_model(path: Path, layers: int = 2, seed: int = 5) -> Path:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).float()
     model.generation_config = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=end, pad_token_id=end)
+    model.save_pretrained(path)
+    return path
+
+
+def speak_plainly(path: Path) -> Path:
+    """Let a random model of this package's tests sample words of ASCII letters and its end of turn alone.
+
+    A constant is added to what every token is read as, and taken off the logits of all other tokens: what random bytes
+    say is broken UTF-8 more often than not.
+    """
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    said = [tokenizer.convert_ids_to_tokens(index) for index in range(model.config.vocab_size)]
+    plain = [token == tokenizer.eos_token or (token.isascii() and token.isalpha()) for token in said]
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 8.0
+        model.lm_head.weight[:, 0] = torch.tensor([0.0 if one else -20.0 for one in plain])
     model.save_pretrained(path)
     return path

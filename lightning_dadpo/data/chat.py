@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from lightning_dadpo.data.rows import Message
 from lightning_dadpo.errors import DataError
 
-__all__ = ["render_prompt", "render_response", "render_text", "special_token_in", "UnplacedTextError"]
+__all__ = ["render_prompt", "render_response", "render_text", "special_token_in", "is_broken", "UnplacedTextError"]
 
 Tokenizer = Any
 Covers = dict[str, str]
@@ -79,6 +79,11 @@ def render_text(
     """
     turn = _turn(tokenizer, messages, response_text, finished)
     return _uncover(turn.prompt, turn.covers), _uncover(turn.response, turn.covers)
+
+
+def is_broken(text: str) -> bool:
+    """Whether decoded text holds U+FFFD, which stands for bytes that were no UTF-8: it is not what was sampled."""
+    return "\N{REPLACEMENT CHARACTER}" in text
 
 
 def special_token_in(tokenizer: Tokenizer, texts: Sequence[str]) -> str | None:

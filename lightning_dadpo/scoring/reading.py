@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lightning_dadpo.data.chat import (
     UnplacedTextError,
+    is_broken,
     render_prompt,
     render_response,
     render_text,
@@ -23,10 +24,6 @@ __all__ = ["Reading", "LeftOut", "Route", "read_response", "read_pair"]
 
 Route = Literal["ids", "text"]
 """What a model is given of a pair: the very ids, or the text, which it reads under its own tokenizer and template."""
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What bytes that are no UTF-8 are decoded to: the text is no longer what was sampled."""
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -67,7 +64,7 @@ def read_response(tokenizer: Any, messages: Sequence[Message], response_text: st
     Raises:
         DataError: the tokenizer has no chat template, or one that ends no turn with a special token.
     """
-    if REPLACEMENT in response_text:
+    if is_broken(response_text):
         return LeftOut("broken UTF-8 in the response")
     try:
         text_prompt, text_response = render_text(tokenizer, messages, response_text, finished)
