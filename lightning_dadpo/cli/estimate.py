@@ -5,6 +5,7 @@ The shares of the matmul rate that each kind of work reaches were measured with 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from lightning_dadpo.cli.experiment import Experiment
@@ -57,11 +58,17 @@ def _work(experiment: Experiment, stage: Stage, size: float) -> _Work:
     response = experiment.sampling.max_new_tokens / 2
     row, pair = PROMPT_TOKENS + response, PROMPT_TOKENS + 2 * response
     limits = {split: file.limit or 256 for split, file in experiment.prompts.items()}
+    drawn, again = limits["train"] + limits["validation"], _drawn_again(experiment, stage, limits["train"])
     if stage.command == "sample":
         rows = sum(limits[split] for split in stage.settings["prompts"])
+        rows *= stage.settings.get("responses_per_prompt", 1)
         return _Work(2 * size * rows * row, SHARE_OF_MATMUL_RATE["sample"])
-    if stage.command == "score":
-        return _Work(2 * size * pair * (limits["train"] + limits["validation"]), SHARE_OF_MATMUL_RATE["score"])
+    if stage.command == "score":  # what is known is not scored again: pairs of earlier rounds, by the same model
+        return _Work(
+            2 * size * pair * (drawn + (0 if "known" in stage.settings else again)), SHARE_OF_MATMUL_RATE["score"]
+        )
+    if stage.command == "score-responses":
+        return _Work(2 * size * row * drawn * experiment.responses_per_prompt, SHARE_OF_MATMUL_RATE["score"])
     if stage.command == "prune":
         return _Work(6 * size * row * 24, SHARE_OF_MATMUL_RATE["score"])
     if stage.command == "evaluate":
@@ -70,5 +77,11 @@ def _work(experiment: Experiment, stage: Stage, size: float) -> _Work:
     if stage.command == "fit":
         epochs = stage.settings.get("trainer", {}).get("max_epochs", 1)
         tokens = row if stage.name == "dsft" else pair
-        return _Work(6 * size * epochs * limits["train"] * tokens, SHARE_OF_MATMUL_RATE["train"])
+        return _Work(6 * size * epochs * (limits["train"] + again) * tokens, SHARE_OF_MATMUL_RATE["train"])
     return _Work(0.0, 1.0)
+
+
+def _drawn_again(experiment: Experiment, stage: Stage, prompts: int) -> float:
+    """Pairs of earlier rounds in a stage of a later one."""
+    found = re.search(r"-round(\d+)$", stage.name)
+    return 0.0 if found is None else (int(found[1]) - 1) * experiment.mix.earlier * prompts

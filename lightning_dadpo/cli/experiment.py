@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lightning_dadpo.data.pairing_rules import RULES, PairingRule
 from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 
-__all__ = ["Experiment", "FitRecipe", "Prune", "read_experiment"]
+__all__ = ["Experiment", "FitRecipe", "Mix", "Prune", "read_experiment"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,22 @@ class FitRecipe:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Which pairs a round trains on.
+
+    Attributes:
+        earlier: of each earlier round's training pairs, the share that is trained on again beside the latest ones; none
+            by default.
+    """
+
+    earlier: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.earlier <= 1:
+            raise ConfigError(f"experiment.mix.earlier {self.earlier}: expected a share from 0 to 1")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """The pipeline: prompts, responses, dSFT, pairs, scores, objectives, evaluation.
 
@@ -58,10 +76,22 @@ class Experiment:
         teacher: the large model.
         prompts: prompt files by split: train, validation, heldout.
         dsft: how the student is fine-tuned on the teacher's responses; the result is the reference.
-        objectives: one training per objective by name, all on the same pairs and scores.
+        objectives: one training per objective by name, in the first round all on the same pairs and scores.
         prune: cut the student out of the teacher.
         student: or start from this smaller model.
-        rejected_from: rejected responses come from the student before (`initial`) or after dSFT (`dsft`).
+        rejected_from: rejected responses come from the student before (`initial`) or after dSFT (`dsft`), or from the
+            `teacher`, for a pairing rule that chooses among one model's.
+        chosen_from: chosen responses come from the `teacher`, or from the `student` that the rejected ones come from.
+        responses_per_prompt: candidates that either model draws for a pairing rule to choose among.
+        pairing: the rule: `first_of_each`, or `best_and_worst` by the teacher's nats per token.
+        anchors: further frozen models by name that score the pairs, such as teacher_a and teacher_b of
+            configs/loss/several_teachers.yaml. Only what an objective needs is scored.
+        rounds: how often each objective is trained. From the second round on its current student draws new rejected
+            responses and training starts from it; the teacher's answers stay. Objectives that train on responses
+            instead of pairs have one round.
+        reference: in rounds after the first it stays the student after dSFT (`fixed`), or is the student that the round
+            starts from (`moved`).
+        mix: which pairs a round trains on.
         sampling: settings of every sampling; the seed is the teacher's, students take the next one.
         batch_size: responses drawn at a time.
         backend: what draws them; vllm is an extra, for GPUs, and wants a batch_size of hundreds.
@@ -82,7 +112,14 @@ class Experiment:
     objectives: dict[str, FitRecipe]
     prune: Prune | None = None
     student: ModelSpec | None = None
-    rejected_from: Literal["initial", "dsft"] = "dsft"
+    rejected_from: Literal["initial", "dsft", "teacher"] = "dsft"
+    chosen_from: Literal["teacher", "student"] = "teacher"
+    responses_per_prompt: int = 1
+    pairing: PairingRule = "first_of_each"
+    anchors: dict[str, ModelSpec] = field(default_factory=dict)
+    rounds: int = 1
+    reference: Literal["fixed", "moved"] = "fixed"
+    mix: Mix = field(default_factory=Mix)
     sampling: SamplerSettings = field(default_factory=SamplerSettings)
     batch_size: int = 32
     backend: Literal["transformers", "vllm"] = "transformers"
@@ -100,9 +137,40 @@ class Experiment:
             raise ConfigError(f"experiment.prompts: needs train, validation and heldout; missing {sorted(missing)}")
         if not self.objectives:
             raise ConfigError("experiment.objectives: give at least one")
-        taken = {"teacher", "pruned", "initial", "dsft"} & set(self.objectives)
+        taken = sorted({"teacher", "pruned", "initial", "dsft"} & set(self.objectives))
+        taken += [name for name in self.objectives if re.search(r"-round\d+$", name)]
         if taken:
-            raise ConfigError(f"experiment.objectives: {sorted(taken)[0]!r} is a name of the pipeline's own")
+            raise ConfigError(f"experiment.objectives: {taken[0]!r} is a name of the pipeline's own")
+        if own := sorted({"teacher", "reference"} & set(self.anchors)):
+            raise ConfigError(f"experiment.anchors: {own[0]!r} is there without being named; expected further models")
+        if self.rounds < 1:
+            raise ConfigError(f"experiment.rounds {self.rounds}: expected at least 1")
+        self._check_pairing()
+
+    def _check_pairing(self) -> None:
+        """Refuse sides that cannot make a pair.
+
+        Raises:
+            ConfigError: naming the keys that do not go together.
+        """
+        if self.responses_per_prompt < 1:
+            raise ConfigError(f"experiment.responses_per_prompt {self.responses_per_prompt}: expected at least 1")
+        chooses = RULES[self.pairing].asks_teacher
+        if chooses != (self.responses_per_prompt > 1):
+            raise ConfigError(
+                f"experiment.responses_per_prompt {self.responses_per_prompt} and pairing {self.pairing}: expected "
+                "best_and_worst with at least 2 responses a prompt, or first_of_each with 1"
+            )
+        sides = f"experiment.chosen_from {self.chosen_from} and rejected_from {self.rejected_from}"
+        if self.chosen_from == "student" and self.rejected_from == "teacher":
+            raise ConfigError(f"{sides}: the teacher's responses would lose to the student's; expected another pair")
+        if (self.chosen_from == "student" or self.rejected_from == "teacher") and not chooses:
+            raise ConfigError(f"{sides}: both are one model's, which wants pairing: best_and_worst")
+        if self.rejected_from == "teacher" and self.rounds > 1:
+            raise ConfigError(
+                f"{sides}, rounds {self.rounds}: the teacher is not drawn from again, so no round would be new; "
+                "expected rejected responses of the student"
+            )
 
     @property
     def initial_name(self) -> str:

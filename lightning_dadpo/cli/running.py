@@ -17,7 +17,8 @@ from lightning_dadpo.cli.curves import join_curves
 from lightning_dadpo.cli.experiment import Experiment, read_experiment
 from lightning_dadpo.cli.functions import SPLIT
 from lightning_dadpo.cli.processes import run_stage
-from lightning_dadpo.cli.stages import Stage, plan_stages
+from lightning_dadpo.cli.round_record import record_rounds
+from lightning_dadpo.cli.stages import Stage, plan_rounds, plan_stages
 from lightning_dadpo.data.artifacts import draft, read_manifest, write_atomically
 from lightning_dadpo.data.prompts import read_prompts
 from lightning_dadpo.errors import ConfigError
@@ -101,7 +102,7 @@ def _check_inputs(experiment: Experiment) -> None:
     for launcher in (experiment.launch, experiment.launch_inference):
         _dadpo(launcher)
     read_prompts(experiment.prompts)
-    for model in (experiment.teacher, experiment.student):
+    for model in (experiment.teacher, experiment.student, *experiment.anchors.values()):
         if model is not None:
             model.location()
 
@@ -209,7 +210,7 @@ def _track(experiment: Experiment, stage: Stage) -> None:
 
 
 def _publish(experiment: Experiment, path: str, stages: list[Stage], summary: str, made_anew: bool) -> Path:
-    """summary.json, experiment.json and the report; made again only when something is new."""
+    """summary.json, experiment.json, rounds.json and the report; made again only when something is new."""
     root = Path(experiment.folder)
     report = root / "report.html"
     index = {
@@ -221,8 +222,10 @@ def _publish(experiment: Experiment, path: str, stages: list[Stage], summary: st
     }
     text = json.dumps(index, indent=1)
     same = (root / "experiment.json").is_file() and (root / "experiment.json").read_text("utf-8") == text
-    if made_anew or not same or not report.is_file() or not (root / "summary.json").is_file():
+    published = (report, root / "summary.json", root / "rounds.json")
+    if made_anew or not same or not all(file.is_file() for file in published):
         write_atomically(root / "experiment.json", text)
+        write_atomically(root / "rounds.json", record_rounds(plan_rounds(experiment)))
         write_atomically(root / "summary.json", summary)
         for stage in stages:
             if stage.name.startswith("model-"):

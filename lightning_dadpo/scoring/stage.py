@@ -32,6 +32,7 @@ from lightning_dadpo.scoring.base import Scorer
 from lightning_dadpo.scoring.live import AutocastScorer, LiveScorer
 from lightning_dadpo.scoring.reading import Route
 from lightning_dadpo.scoring.remote import score_on_server
+from lightning_dadpo.scoring.reuse import known_scores
 from lightning_dadpo.scoring.routes import rows_to_read
 from lightning_dadpo.scoring.table import ScoreTable
 from lightning_dadpo.scoring.text_pairs import TextPairs
@@ -50,6 +51,7 @@ def score(
     read: Route | None = None,
     tokenizer: ModelSpec | None = None,
     server: ServerSpec | None = None,
+    known: list[str] | None = None,
 ) -> Path:
     """Score every pair once with a frozen model, and audit what was written before it counts as finished.
 
@@ -74,13 +76,14 @@ def score(
             default ids where the two tokenizers are the same, and text where they differ.
         tokenizer: whose ids the pairs hold: the student. Needed where the text is read; elsewhere the pairs tell.
         server: where the anchor is served, in place of `model`: it is sent the text, in one process.
+        known: scores artefacts of the same anchor; the pairs in them are taken over and not scored again.
 
     Raises:
         AuditError: scores read back from disk differ from the model's, or from what its sampler saw.
         ConfigError, DataError, ArtifactError: see the message.
     """
     if server is not None:
-        refuse_beside_a_server(model=model, tokens_per_batch=tokens_per_batch, precision=precision)
+        refuse_beside_a_server(model=model, tokens_per_batch=tokens_per_batch, precision=precision, known=known)
         return score_on_server(server, pairs, out, anchor, tokenizer, read)
     if model is None:
         raise ConfigError("score: expected a model (--model.path FOLDER) or a server (--server.url URL)")
@@ -112,10 +115,11 @@ def score(
             print(f"{device.type}, {precision}, {describe_kernels(loaded)}, batches of at most {budget} tokens")
     scorer = AutocastScorer(LiveScorer(loaded), precision)
     sides = [side for side in ("chosen", "rejected") if manifest.made_from.get(f"{side}_model") == digest]
+    taken = known_scores(known or [], made_from, [pair.pair_id for pair in rows], ranks.leads) if known else {}
     with shared_draft(out, "scores", made_from, ranks) as work:
-        _score_all(work, scorer, rows, budget, device)
+        _score_all(work, scorer, rows, budget, device, taken)
         if work.leads:
-            work.draft.counts = {"pairs": len(rows)}
+            work.draft.counts = {"pairs": len(rows)} | ({"reused": len(taken)} if known else {})
             if isinstance(rows, TextPairs):
                 work.draft.counts |= {"left_out": rows.read - len(rows)}
                 work.draft.results |= {"left_out": rows.left_out, "changed_ids": dict(rows.changed_ids)}
@@ -153,13 +157,28 @@ def _attention(model: ModelSpec, device: torch.device, precision: Precision) -> 
     return attention_kernel(model.attention, device, torch.float32 if precision == "32-true" else torch.bfloat16)
 
 
-def _score_all(work: SharedDraft, scorer: Scorer, pairs: RowStore[PairRow], budget: int, device: torch.device) -> None:
-    """This rank's batches, each written before the next begins: a kill loses one, and no more are in memory."""
-    groups = budgeted_batches(column(pairs, pair_tokens), budget)
-    names = [pair.pair_id for pair in pairs]
+def _score_all(
+    work: SharedDraft,
+    scorer: Scorer,
+    pairs: RowStore[PairRow],
+    budget: int,
+    device: torch.device,
+    taken: dict[str, ScoreRow],
+) -> None:
+    """This rank's batches, each written before the next begins: a kill loses one, and no more are in memory.
+
+    The rows that are taken over from elsewhere are one more piece, behind the batches of the others.
+    """
+    names, costs = [pair.pair_id for pair in pairs], column(pairs, pair_tokens)
+    new = [index for index, name in enumerate(names) if name not in taken]
+    groups = [[new[at] for at in group] for group in budgeted_batches([costs[index] for index in new], budget)]
     keys = [[names[index] for index in group] for group in groups]
-    with share(work, keys, ScoreRow, _pair_id, "scoring (pairs)") as own:
+    with share(work, [*keys, list(taken)] if taken else keys, ScoreRow, _pair_id, "scoring (pairs)") as own:
         for number in own:
+            if number == len(groups):
+                own.write(number, taken.values())
+                own.advance(len(taken))
+                continue
             batch = pairs.take(groups[number])
             own.write(number, _rows(batch, scorer.score(collate_pairs(batch).to(device))))
             own.advance(len(batch))
