@@ -24,11 +24,7 @@ LIGHTNING = {
 FUNCTIONS = {
     "prune": ("lightning_dadpo.models.pruning", "prune", "take whole layers out of a model, by one measured criterion"),
     "sample": ("lightning_dadpo.sampling.stage", "sample", "draw responses for every prompt"),
-    "reread": (
-        "lightning_dadpo.cli.rereading",
-        "reread",
-        "responses of another tokenizer's model, in the student's ids",
-    ),
+    "reread": ("lightning_dadpo.cli.rereading", "reread", "another tokenizer's responses, in the student's ids"),
     "pair": ("lightning_dadpo.data.pairing", "make_pairs", "join chosen and rejected responses into pairs, by a rule"),
     "import": ("lightning_dadpo.cli.importing", "import_preferences", "make pairs of your own preference data"),
     "score": ("lightning_dadpo.scoring.stage", "score", "score pairs once with a frozen model, audited"),

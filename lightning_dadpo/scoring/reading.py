@@ -25,6 +25,7 @@ __all__ = ["Reading", "LeftOut", "Route", "read_response", "read_pair"]
 Route = Literal["ids", "text"]
 """What a model is given of a pair: the very ids, or the text, which it reads under its own tokenizer and template."""
 
+
 @dataclass(frozen=True)
 class Reading:
     """A prompt and a response as a model reads them, as text and as ids.
