@@ -112,6 +112,12 @@ def test_A4_pieces_that_are_not_the_sent_ones_are_refused(
     assert refused(tokenizer, reading, answer(tokens, drawn=drawn)).reason == "other tokens"
 
 
+def test_A7_a_missing_end_of_turn_is_not_made_up(tokenizer: Any) -> None:
+    plain = Reading("<|im_start|>u", "a<|im_end|>", ids(tokenizer, "<|im_start|>u"), ids(tokenizer, "a<|im_end|>"))
+    assert found(tokenizer, plain, answer(["u", "a", ""], sent=4)) == [-1.0, -2.0]
+    assert refused(tokenizer, plain, answer(["u", "a"], sent=4)).reason == "other tokens"
+
+
 def test_A1_another_count_of_tokens_is_refused_with_both(tokenizer: Any, reading: Reading) -> None:
     misread = refused(tokenizer, reading, answer(["u", "a", "", "", ""], sent=7))
     assert misread.reason == "another number of tokens"
