@@ -77,7 +77,7 @@ def _log_tables(run: Any, tables: Mapping[str, tuple[tuple[str, ...], list[list[
 
 
 def summary(analysis: Analysis) -> dict[str, float]:
-    """Agreement with its interval, spread and saturation under flat names, behind that of the pairs if there are several.
+    """Agreement with its interval, spread and saturation as flat names, behind that of the pairs if there are several.
 
     `agreement/ANCHOR/SPLIT` (with `_low`, `_high`), `spread/ANCHOR/SPLIT` (the median of D_anchor - D_reference, nats),
     `advised_beta/ANCHOR/SPLIT` and `saturated/OBJECTIVE/SPLIT`.
