@@ -38,7 +38,9 @@ def jensen_shannon_divergence(
     student_logits: Float[Tensor, "positions student_vocabulary"],
     beta: float,
 ) -> Float[Tensor, " positions"]:
-    """JS(beta) = beta KL(te || M) + (1 - beta) KL(st || M), M = beta te + (1 - beta) st (GKD, arXiv 2306.13649, Eq. 1).
+    """JS(beta) = beta KL(te || M) + (1 - beta) KL(st || M), M = beta te + (1 - beta) st.
+
+    The generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649).
 
     Args:
         teacher_logits, student_logits: of the same positions.
@@ -59,7 +61,7 @@ def skew_kl_divergence(
     student_logits: Float[Tensor, "positions student_vocabulary"],
     alpha: float,
 ) -> Float[Tensor, " positions"]:
-    """KL(te || alpha te + (1 - alpha) st): skew forward KL (DistiLLM, arXiv 2402.03898, Eq. 4).
+    """KL(te || alpha te + (1 - alpha) st): skew forward KL (alpha-SKL of DistiLLM, arXiv 2402.03898).
 
     Args:
         teacher_logits, student_logits: of the same positions.
@@ -74,7 +76,7 @@ def skew_reverse_kl_divergence(
     student_logits: Float[Tensor, "positions student_vocabulary"],
     alpha: float,
 ) -> Float[Tensor, " positions"]:
-    """KL(st || (1 - alpha) te + alpha st): skew reverse KL (DistiLLM, arXiv 2402.03898, Section 3.1).
+    """KL(st || (1 - alpha) te + alpha st): skew reverse KL (alpha-SRKL of DistiLLM, arXiv 2402.03898).
 
     Args:
         teacher_logits, student_logits: of the same positions.

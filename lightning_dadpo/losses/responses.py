@@ -1,7 +1,7 @@
 """Losses of single responses, as the classes that a YAML names: SFT, and token-level distances to a live teacher.
 
 Each gives nats per token of a response: a mean over its tokens, so that long answers do not outshout short ones (the
-discrepancy of GKD, arXiv 2306.13649, Section 2). They are trained on alone, or added with a weight to a preference
+discrepancy of GKD, arXiv 2306.13649). They are trained on alone, or added with a weight to a preference
 loss.
 """
 
@@ -85,7 +85,7 @@ class ReverseKL(TokenDivergence):
 
 
 class JensenShannon(TokenDivergence):
-    """GKD's generalised Jensen-Shannon divergence (arXiv 2306.13649, Eq. 1).
+    """GKD's generalised Jensen-Shannon divergence (arXiv 2306.13649).
 
     Args:
         beta: share of the teacher in the mixture; 0 means forward KL, 1 reverse KL.
@@ -108,7 +108,7 @@ def _checked_alpha(name: str, alpha: float) -> float:
 
 
 class SkewForwardKL(TokenDivergence):
-    """KL(teacher || alpha teacher + (1 - alpha) student) (DistiLLM, arXiv 2402.03898, Eq. 4).
+    """KL(teacher || alpha teacher + (1 - alpha) student) (alpha-SKL of DistiLLM, arXiv 2402.03898).
 
     Args:
         alpha: share of the teacher in the mixture; 0 is the forward KL.
@@ -123,7 +123,7 @@ class SkewForwardKL(TokenDivergence):
 
 
 class SkewReverseKL(TokenDivergence):
-    """KL(student || (1 - alpha) teacher + alpha student) (DistiLLM, arXiv 2402.03898, Section 3.1).
+    """KL(student || (1 - alpha) teacher + alpha student) (alpha-SRKL of DistiLLM, arXiv 2402.03898).
 
     Args:
         alpha: share of the student in the mixture; 0 is the reverse KL.

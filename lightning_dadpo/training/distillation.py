@@ -35,7 +35,7 @@ DIVERGENCE = "divergence"
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """How often the student answers a prompt itself (GKD, arXiv 2306.13649, Algorithm 1: the student data fraction).
+    """How often the student answers a prompt itself (GKD, arXiv 2306.13649: the student data fraction).
 
     Attributes:
         fraction: of the responses, drawn anew at each step; the others are the data's.
