@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -110,6 +111,7 @@ class CompletionsServer:
 
     def __init__(self, spec: ServerSpec) -> None:
         self.spec, self._openai, self._key = spec, _openai_module(), _key(spec)
+        self._connected: tuple[asyncio.Runner, Any] | None = None
         self.place = f"server {spec.url}, model {spec.model!r}"
 
     def ask(
@@ -131,7 +133,22 @@ class CompletionsServer:
         Raises:
             ConfigError, DataError: the server cannot be reached, refuses, or answers something else; in one line.
         """
-        asyncio.run(self._ask_all(iter(tasks), tell, concurrency or self.spec.concurrency))
+        with self.connected() as (runner, client):
+            runner.run(self._ask_all(client, iter(tasks), tell, concurrency or self.spec.concurrency))
+
+    @contextmanager
+    def connected(self) -> Iterator[tuple[asyncio.Runner, Any]]:
+        """Questions asked in this block share their connections, and the certificates that are read for them."""
+        if self._connected is not None:
+            yield self._connected
+            return
+        with asyncio.Runner() as runner:
+            self._connected = runner, self._client()
+            try:
+                yield self._connected
+            finally:
+                runner.run(self._connected[1].close())
+                self._connected = None
 
     def ask_one(self, question: Question) -> Answer:
         """A single answer; see `ask`."""
@@ -139,25 +156,28 @@ class CompletionsServer:
         self.ask([(None, [question])], lambda _, found: answers.extend(found), 1)
         return answers[0]
 
-    async def _ask_all(self, tasks: Any, tell: Callable[[Any, list[Answer]], None], concurrency: int) -> None:
-        async with self._openai.AsyncOpenAI(
+    def _client(self) -> Any:
+        return self._openai.AsyncOpenAI(
             base_url=self.spec.url,
             api_key=self._key or "none",  # said, or a key of OPENAI_API_KEY would be sent to whatever server this is
             timeout=self.spec.timeout_seconds,
             max_retries=self.spec.attempts - 1,
-        ) as client:
+        )
 
-            async def work() -> None:
-                for task, questions in tasks:
-                    tell(task, [await self._answer(client, question) for question in questions])
+    async def _ask_all(
+        self, client: Any, tasks: Any, tell: Callable[[Any, list[Answer]], None], concurrency: int
+    ) -> None:
+        async def work() -> None:
+            for task, questions in tasks:
+                tell(task, [await self._answer(client, question) for question in questions])
 
-            workers = [asyncio.create_task(work()) for _ in range(concurrency)]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+        workers = [asyncio.create_task(work()) for _ in range(concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
 
     async def _answer(self, client: Any, question: Question) -> Answer:
         try:

@@ -26,7 +26,7 @@ __all__ = ["Probe", "take_probe", "hold_to_probe", "question_of"]
 
 MESSAGES = [Message("user", "Which city is the capital of France?")]
 RESPONSE = "The capital of France is Paris, a city on the river Seine."
-PLACES = (0, 2, 4, 6, 8, 10)
+PLACES = (0, 3, 6, 9)
 """Tokens of the response in front of the places where the server is asked what comes next."""
 OFFERS = 5
 """Likeliest tokens asked for; OpenAI's own server gives no more."""

@@ -90,7 +90,7 @@ def score_on_server(
     asked = _Served(server, served)
     assert tokenizer is not None
     rows = TextPairs(pairs, asked.tokenizer, load_tokenizer(tokenizer), server.model)
-    with shared_draft(out, "scores", made_from, ranks_here()) as work:
+    with shared_draft(out, "scores", made_from, ranks_here()) as work, asked.server.connected():
         probe = take_probe(asked.server, asked.tokenizer, asked.vocabulary)
         hold_to_probe(work.draft.path / PROBE, probe, asked.server.place)
         _ask_all(work, asked, rows)

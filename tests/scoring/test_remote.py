@@ -31,8 +31,8 @@ from tests.tiny import tiny_tokenizer
 
 KEY = "sk-planted-0123456789"
 PAIRS = 5
-PROBE = 2 + 6 + 6
-"""Requests before the first pair: the fixed text twice, six places, six tokens offered there."""
+PROBE = 2 + 4 + 4
+"""Requests before the first pair: the fixed text twice, four places, the tokens offered there."""
 WORDS = ["the answer stands here", "Zürich, 日本 🙂", "no", "it stands\n\nhere often", "a user, the assistant answers"]
 
 
@@ -57,10 +57,10 @@ def server(teacher: Path) -> Iterator[FakeServer]:
 def make_pair(tokenizer: Any, number: int, chosen: str, rejected: str, cut: bool = False) -> PairRow:
     messages = [Message("user", f"question {number}")]
     prompt = render_prompt(tokenizer, messages)
-    sides = [render_response(tokenizer, messages, chosen), render_response(tokenizer, messages, rejected, not cut)]
+    sides = [render_response(tokenizer, messages, text, not cut) for text in (chosen, rejected)]
     return PairRow(
-        content_digest(prompt, *sides), f"p-{number}", "train", messages, prompt, sides[0], chosen, "stop", sides[1],
-        rejected, "length" if cut else "stop",
+        content_digest(prompt, *sides), f"p-{number}", "train", messages, prompt, sides[0], chosen,
+        "length" if cut else "stop", sides[1], rejected, "length" if cut else "stop",
     )  # fmt: skip
 
 
