@@ -16,7 +16,10 @@ from jinja2 import TemplateError
 from lightning_dadpo.data.rows import Message
 from lightning_dadpo.errors import DataError
 
-__all__ = ["render_prompt", "render_response", "render_text", "special_token_in", "is_broken", "UnplacedTextError"]
+__all__ = [
+    "render_prompt", "render_response", "render_turn", "RenderedTurn", "special_token_in", "is_broken",
+    "UnplacedTextError",
+]  # fmt: skip
 
 Tokenizer = Any
 Covers = dict[str, str]
@@ -62,23 +65,7 @@ def render_response(
             its own assistant header.
         DataError: the template does not end an assistant turn with a special token, or there is none.
     """
-    turn = _turn(tokenizer, messages, response_text, finished)
-    return _encode_behind(tokenizer, turn.prompt, turn.response, turn.covers)
-
-
-def render_text(
-    tokenizer: Tokenizer, messages: Sequence[Message], response_text: str, finished: bool = True
-) -> tuple[str, str]:
-    """Prompt and response as text that is to be sent to a server: what `render_prompt` and `render_response` encode.
-
-    Whoever reads it takes a special token's spelling for the token, so nobody may have written one: see
-    `special_token_in`.
-
-    Raises:
-        UnplacedTextError, DataError: as `render_response`.
-    """
-    turn = _turn(tokenizer, messages, response_text, finished)
-    return _uncover(turn.prompt, turn.covers), _uncover(turn.response, turn.covers)
+    return render_turn(tokenizer, messages, response_text, finished).response_token_ids
 
 
 def is_broken(text: str) -> bool:
@@ -92,15 +79,29 @@ def special_token_in(tokenizer: Tokenizer, texts: Sequence[str]) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """A prompt and the assistant turn behind it, as the template prints them, spelled special tokens covered."""
+class RenderedTurn:
+    """A prompt and the assistant's turn behind it, as the template prints them.
 
-    prompt: str
-    response: str
-    covers: Covers
+    Attributes:
+        prompt_text: up to and with the assistant header. response_text: the turn, with its end if it was finished.
+            Whoever reads the two as text takes a special token's spelling for the token (see `special_token_in`).
+        prompt_token_ids: what `render_prompt` gives. response_token_ids: what `render_response` gives.
+    """
+
+    prompt_text: str
+    response_text: str
+    prompt_token_ids: list[int]
+    response_token_ids: list[int]
 
 
-def _turn(tokenizer: Tokenizer, messages: Sequence[Message], response_text: str, finished: bool) -> _Turn:
+def render_turn(
+    tokenizer: Tokenizer, messages: Sequence[Message], response_text: str, finished: bool = True
+) -> RenderedTurn:
+    """Prompt and response at once, as text and as ids; see `render_response`.
+
+    Raises:
+        UnplacedTextError, DataError: as `render_response`.
+    """
     texts = [*(message.content for message in messages), response_text]
     covers = _covers(tokenizer, texts)
     probe = next(_private_characters([*texts, *covers]))
@@ -116,8 +117,14 @@ def _turn(tokenizer: Tokenizer, messages: Sequence[Message], response_text: str,
             "the chat template prints a finished assistant turn otherwise than its assistant header followed by the "
             "content, so imported responses cannot be placed; use a template for plain chat"
         )
-    response = answered[len(prompt) : len(answered) - len(tail)]
-    return _Turn(prompt, response + (ending if finished else ""), covers)
+    response = answered[len(prompt) : len(answered) - len(tail)] + (ending if finished else "")
+    prompt_ids = _encode(tokenizer, prompt, covers)
+    return RenderedTurn(
+        _uncover(prompt, covers),
+        _uncover(response, covers),
+        prompt_ids,
+        _encode_behind(tokenizer, prompt, prompt_ids, response, covers),
+    )
 
 
 def _end_of_turn(tokenizer: Tokenizer, tail: str) -> str:
@@ -168,17 +175,18 @@ def _encode(tokenizer: Tokenizer, text: str, covers: Covers) -> list[int]:
     return ids + list(tokenizer.encode(waiting, add_special_tokens=False))
 
 
-def _encode_behind(tokenizer: Tokenizer, prompt: str, response: str, covers: Covers) -> list[int]:
+def _encode_behind(
+    tokenizer: Tokenizer, prompt: str, prompt_ids: list[int], response: str, covers: Covers
+) -> list[int]:
     """Ids of a response that stands behind a prompt.
 
     Some tokenizers (SentencePiece's) put a space before whatever they are given first, and here that is not the
     response. So both are encoded, and the prompt's ids taken off; where a token would reach across the boundary
     (trap A4), the response is encoded apart.
     """
-    before = _encode(tokenizer, prompt, covers)
     together = _encode(tokenizer, prompt + response, covers)
-    if together[: len(before)] == before:
-        return together[len(before) :]
+    if together[: len(prompt_ids)] == prompt_ids:
+        return together[len(prompt_ids) :]
     return _encode(tokenizer, response, covers)
 
 

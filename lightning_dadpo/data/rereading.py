@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dadpo.data.artifacts import draft, finished, read_manifest
-from lightning_dadpo.data.chat import UnplacedTextError, is_broken, render_prompt, render_response
+from lightning_dadpo.data.chat import UnplacedTextError, is_broken, render_turn
 from lightning_dadpo.data.rows import ResponseRow, RowWriter, read_rows
 from lightning_dadpo.errors import DataError
 
@@ -64,13 +64,13 @@ def _reread(row: ResponseRow, tokenizer: Any) -> ResponseRow | str:
     if is_broken(row.text):
         return "broken_text"
     try:
-        prompt_ids = render_prompt(tokenizer, row.messages)
-        ids = render_response(tokenizer, row.messages, row.text, row.finish_reason == "stop")
+        turn = render_turn(tokenizer, row.messages, row.text, row.finish_reason == "stop")
     except UnplacedTextError:
         return "no_place"
+    ids = turn.response_token_ids
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     if not text.strip():
         return "empty"
     if is_broken(text) or tokenizer.unk_token_id in ids[: -1 if row.finish_reason == "stop" else None]:
         return "unknown_characters"
-    return replace(row, prompt_token_ids=prompt_ids, token_ids=ids, text=text, log_prob=None)
+    return replace(row, prompt_token_ids=turn.prompt_token_ids, token_ids=ids, text=text, log_prob=None)

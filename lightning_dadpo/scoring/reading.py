@@ -13,9 +13,7 @@ from typing import Any, Literal
 from lightning_dadpo.data.chat import (
     UnplacedTextError,
     is_broken,
-    render_prompt,
-    render_response,
-    render_text,
+    render_turn,
     special_token_in,
 )
 from lightning_dadpo.data.rows import Message, PairRow
@@ -68,16 +66,16 @@ def read_response(tokenizer: Any, messages: Sequence[Message], response_text: st
     if is_broken(response_text):
         return LeftOut("broken UTF-8 in the response")
     try:
-        text_prompt, text_response = render_text(tokenizer, messages, response_text, finished)
-        return Reading(
-            text_prompt,
-            text_response,
-            render_prompt(tokenizer, messages),
-            render_response(tokenizer, messages, response_text, finished),
-            special_token_in(tokenizer, [*(message.content for message in messages), response_text]),
-        )
+        turn = render_turn(tokenizer, messages, response_text, finished)
     except UnplacedTextError:
         return LeftOut("no place for it in the model's chat template")
+    return Reading(
+        turn.prompt_text,
+        turn.response_text,
+        turn.prompt_token_ids,
+        turn.response_token_ids,
+        special_token_in(tokenizer, [*(message.content for message in messages), response_text]),
+    )
 
 
 def read_pair(tokenizer: Any, pair: PairRow) -> PairRow | LeftOut:

@@ -14,7 +14,7 @@ import torch
 from lightning_dadpo.cli.main import main
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.batching import collate_pairs
-from lightning_dadpo.data.chat import render_prompt, render_response
+from lightning_dadpo.data.chat import RenderedTurn, render_prompt, render_response, render_turn
 from lightning_dadpo.data.rows import FinishReason, Message, PairRow, ScoreRow, content_digest, read_rows
 from lightning_dadpo.errors import ArtifactError, AuditError, ConfigError, DataError
 from lightning_dadpo.models.loading import load_frozen, load_tokenizer, model_digest
@@ -175,46 +175,41 @@ def test_with_equal_tokenizers_both_routes_agree_on_every_row_that_survives(
     assert text[lost].rejected_log_prob == pytest.approx(ids[lost].rejected_log_prob, rel=1e-5)
 
 
-def always_finished(patch: pytest.MonkeyPatch) -> None:
-    real = reading.render_response
-    patch.setattr(
-        reading, "render_response", lambda tokenizer, messages, text, finished: real(tokenizer, messages, text)
-    )
+Turned = Callable[[Any, Sequence[Message], str, bool], RenderedTurn]
 
 
-def begun_twice(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        reading,
-        "render_prompt",
-        lambda tokenizer, messages: tokenizer.encode("")[:1] + render_prompt(tokenizer, messages),
-    )
+def always_finished(real: Turned) -> Turned:
+    return lambda tokenizer, messages, text, finished: real(tokenizer, messages, text, True)
 
 
-def prompt_counted(patch: pytest.MonkeyPatch) -> None:
-    real, whole = reading.render_response, reading.render_prompt
-    patch.setattr(reading, "render_prompt", lambda *given: whole(*given)[:1])
-    patch.setattr(reading, "render_response", lambda *given: whole(*given[:2])[1:] + real(*given))
+def begun_twice(real: Turned) -> Turned:
+    def turned(tokenizer: Any, *given: Any) -> RenderedTurn:
+        turn = real(tokenizer, *given)
+        return replace(turn, prompt_token_ids=tokenizer.encode(turn.prompt_text))
+
+    return turned
 
 
-def other_template(patch: pytest.MonkeyPatch) -> None:
-    real = reading.render_prompt
+def prompt_counted(real: Turned) -> Turned:
+    def turned(*given: Any) -> RenderedTurn:
+        turn = real(*given)
+        first, *others = turn.prompt_token_ids
+        return replace(turn, prompt_token_ids=[first], response_token_ids=others + turn.response_token_ids)
 
-    def plain(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    return turned
+
+
+def other_template(real: Turned) -> Turned:
+    def turned(tokenizer: Any, messages: Sequence[Message], *given: Any) -> RenderedTurn:
         bare = tokenizer.encode(f"<s>user: {messages[0].content}\nassistant: ", add_special_tokens=False)
-        assert bare != real(tokenizer, messages)
-        return list(bare)
+        return replace(real(tokenizer, messages, *given), prompt_token_ids=bare)
 
-    patch.setattr(reading, "render_prompt", plain)
+    return turned
 
 
-def special_tokens_kept(patch: pytest.MonkeyPatch) -> None:
-    real = reading.render_response
-    patch.setattr(
-        reading,
-        "render_response",
-        lambda tokenizer, messages, text, finished: real(
-            tokenizer, messages, text + ("<|im_end|>" if finished else ""), finished
-        ),
+def special_tokens_kept(real: Turned) -> Turned:
+    return lambda tokenizer, messages, text, finished: real(
+        tokenizer, messages, text + ("<|im_end|>" if finished else ""), finished
     )
 
 
@@ -225,10 +220,10 @@ def test_A1_A3_A5_A7_A10_planted_defects_are_found_by_the_oracle(
     rows: list[PairRow],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    plant: Callable[[pytest.MonkeyPatch], None],
+    plant: Callable[[Turned], Turned],
 ) -> None:
     pairs = write_artifact(tmp_path / "pairs", "pairs", rows[:8])
-    plant(monkeypatch)
+    monkeypatch.setattr(reading, "render_turn", plant(render_turn))
     found = scores(teacher, pairs, tmp_path / "scores", student)
     with pytest.raises(AssertionError):
         check_by_hand(found, rows[:8], teacher)
