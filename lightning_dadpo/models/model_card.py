@@ -86,9 +86,9 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {escape_markdown(base)}, {escape_markdown(card.stage)}",
-        "A causal language model written by lightning-dadpo, which distils chat models by daDPO: preference "
-        "optimisation on a teacher's and a student's answers that also uses the teacher's probabilities "
-        "(arXiv 2506.15717).",
+        "A causal language model written by lightning-dadpo, which distils chat models by daDPO (preference "
+        "optimisation that also uses the teacher's probabilities, arXiv 2506.15717) and by the methods beside it; "
+        "which one made this model stands below.",
         *_how_it_was_made(card),
         *_measured(card.measured),
         f"## What it is not\n\n{WHAT_IT_IS_NOT.rstrip()}",
