@@ -154,13 +154,12 @@ def plan_first_round(world: World, sides: Sides | None, objectives: dict[str, Fi
             for anchor, model in world.anchors.items()
             if anchor in wanted
         }
-    students, further = {}, world.planner.experiment.anchors
+    students = {}
     for name, recipe in objectives.items():
         if sides is None or world.needs[name].trains_on == "responses":
             students[name] = _distil(world, name, recipe, sides)
             continue
-        # teacher and reference stand in every overlay, so that folders do not change their names with the loss alone
-        mine = {a: folder for a, folder in scores.items() if a in world.needs[name].scored or a not in further}
+        mine = {anchor: folder for anchor, folder in scores.items() if anchor in world.needs[name].scored}
         students[name] = _train(world, name, recipe, 1, world.dsft, sides, sides.pairs, mine, "dsft", "dsft")
     return students
 
@@ -221,7 +220,6 @@ def _train(
     training, made = planner.fit(name_in(name, number), recipe, overlay, made_with)
     world.paired.setdefault(name, []).append(sides.pairs)
     chosen_from = TEACHER if said.chosen_from == TEACHER else sides.rejected_from
-    mine = {anchor: folder for anchor, folder in scores.items() if anchor in needs.scored}
     world.rounds.append(
         RoundPlan(
             round=number,
@@ -232,7 +230,7 @@ def _train(
             responses=sides.rejected,
             pairs=sides.pairs,
             trained_on=pairs,
-            scores=mine,
+            scores=scores,
             reference=reference,
             start=start,
             training=training,

@@ -58,6 +58,28 @@ def data(stage: Stage) -> dict[str, Any]:
     return dict(stage.settings["data"]["init_args"])
 
 
+def test_the_recipe_with_rounds_parses_and_plans_and_opens_with_its_command() -> None:
+    path = Path("configs/recipes/rounds.yaml")
+    assert path.read_text("utf-8").splitlines()[0] == f"# dadpo run {path}"
+    found = plan_stages(read_experiment(str(path)))
+    assert sum(stage.command == "fit" for stage in found) == 3
+    assert [stage.name for stage in found if stage.command in ("mix", "score")] == [
+        "score-teacher", "score-reference", "mix-dadpo-round2", "teacher-scores-dadpo-round2",
+        "reference-scores-dadpo-round2",
+    ]  # fmt: skip
+
+
+def test_the_recipes_candidates_parse_where_they_are_not_commented_out(tmp_path: Path) -> None:
+    text = Path("configs/recipes/rounds.yaml").read_text("utf-8")
+    for key in ("responses_per_prompt", "pairing", "chosen_from"):
+        assert f"# {key}:" in text
+        text = text.replace(f"# {key}:", f"{key}:")
+    path = tmp_path / "rounds.yaml"
+    path.write_text(text, "utf-8")
+    found = {stage.name: stage for stage in plan_stages(read_experiment(str(path)))}
+    assert found["pairs-dadpo-round2"].settings["chosen_scores"] == str(found["judged-dadpo-round2"].folder)
+
+
 def test_one_round_is_the_paper_and_says_nothing_of_what_else_there_is() -> None:
     found = stages(DEMO)
     assert list(found) == [
@@ -112,6 +134,11 @@ def test_the_teacher_scores_no_pair_twice_and_the_reference_only_where_it_moved(
     assert moved["dadpo-round2"].folder != fixed["dadpo-round2"].folder
 
 
+def test_an_objective_knows_of_no_anchor_but_its_own() -> None:
+    alone, beside = (folders(stages(changed(*losses))) for losses in (["dpo"], ["dpo", "dadpo"]))
+    assert all(beside[name] == folder for name, folder in alone.items() if name != "evaluation")
+
+
 def test_what_is_known_saves_work_and_names_no_folder() -> None:
     alone, beside = (folders(stages(changed(*losses, rounds=2))) for losses in (["dadpo"], ["ipo", "dadpo"]))
     assert all(beside[name] == folder for name, folder in alone.items() if name != "evaluation")
@@ -157,7 +184,7 @@ def test_further_anchors_read_the_text_where_their_tokenizer_differs_and_may_lea
     asked = [str(found[f"score-{name}"].folder) for name in OTHERS]
     assert data(found["several_teachers"])["train"]["scored_by"] == asked
     anchors = found["several_teachers"].settings["model"]["init_args"]["anchors"]
-    assert set(anchors) == {"reference", "teacher", *OTHERS}
+    assert set(anchors) == {"reference", *OTHERS}
     assert "scored_by" not in data(found["dadpo"])["train"]
     assert set(found["dadpo"].settings["model"]["init_args"]["anchors"]) == {"reference", "teacher"}
 
