@@ -36,7 +36,7 @@ def reread_responses(responses: str, tokenizer: Any, tokenizer_digest: str, out:
         DataError: no response can be read; or the tokenizer has no chat template that can be used.
     """
     manifest = read_manifest(responses, "responses")
-    made_from = manifest.made_from | {"responses": manifest.files[ROWS], "tokenizer": tokenizer_digest}
+    made_from = manifest.made_from | {"reread_from": manifest.files[ROWS], "reread_by": tokenizer_digest}
     if finished(out, "responses", made_from):
         return Path(out)
     dropped: Counter[str] = Counter()

@@ -56,7 +56,7 @@ def read_subject(name: str, spec: ModelSpec, responses: str, split: str) -> Subj
         split: which of its rows count.
 
     Raises:
-        ArtifactError: the artefact is incomplete, or another model sampled it.
+        ArtifactError: the artefact is incomplete, another model sampled it, or it holds another tokenizer's ids.
         DataError: a prompt is answered twice or by nothing, or the split has no rows.
     """
     folder = Path(responses)
@@ -65,6 +65,11 @@ def read_subject(name: str, spec: ModelSpec, responses: str, split: str) -> Subj
         raise ArtifactError(
             f"{folder}: was sampled by model {manifest.made_from.get('model')}, but {name} is {spec.path} "
             f"with digest {digest}; sample it again"
+        )
+    if "reread_by" in manifest.made_from:
+        raise ArtifactError(
+            f"{folder}: holds what {name} said in another tokenizer's ids (dadpo reread), which are other words to it; "
+            "distances are measured token by token and need models that share a tokenizer"
         )
     path, rows = folder / "rows.jsonl", {}
     for row in read_rows(path, ResponseRow):

@@ -105,8 +105,8 @@ def test_nothing_left_is_refused_and_a_finished_one_is_left_as_it_is(
     reread_responses(source, student, "digest", str(tmp_path / "reread"))
     assert (tmp_path / "reread" / "manifest.json").stat().st_mtime_ns == before
     made_from = read_manifest(tmp_path / "reread").made_from
-    assert made_from == MADE_FROM | {"responses": read_manifest(source).files["rows.jsonl"], "tokenizer": "digest"}
-    with pytest.raises(ArtifactError, match="tokenizer: 'digest' there, 'other' now"):
+    assert made_from == MADE_FROM | {"reread_from": read_manifest(source).files["rows.jsonl"], "reread_by": "digest"}
+    with pytest.raises(ArtifactError, match="reread_by: 'digest' there, 'other' now"):
         reread_responses(source, student, "other", str(tmp_path / "reread"))
     empty = write_artifact(tmp_path / "empty", "responses", [replace(row, text="\ufffd")], MADE_FROM)
     with pytest.raises(DataError, match=r"none of its responses can be read .*\(dropped_broken_text 1\)"):

@@ -14,6 +14,7 @@ from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.data.rows import ResponseRow, ScoreRow, read_rows
 from lightning_dadpo.errors import ArtifactError, ConfigError
+from lightning_dadpo.evaluation.subjects import read_subject
 from lightning_dadpo.losses import DaDPO
 from lightning_dadpo.models.loading import load_tokenizer
 from lightning_dadpo.models.spec import ModelSpec
@@ -85,6 +86,9 @@ def test_a_teacher_with_another_tokenizer_teaches_by_its_text(
     reference = read_manifest(tmp_path / "reference", "scores")
     assert reference.made_from["read"] == "ids"
     assert reference.results["audit"]["samples"] == len(pairs) + 1, "the student's own samples, in the ids it drew"
+
+    with pytest.raises(ArtifactError, match=r"holds what teacher said in another tokenizer's ids"):
+        read_subject("teacher", ModelSpec(str(teacher)), str(tmp_path / "reread"), "train")
 
     def module(**anchors: AnchorSource) -> PreferenceModule:
         sources = {name: AnchorSource(scores=str(tmp_path / name)) for name in ("teacher", "reference")} | anchors
