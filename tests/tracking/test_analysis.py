@@ -41,6 +41,7 @@ def test_a_run_that_can_be_read_offline(tmp_path: Path, monkeypatch: pytest.Monk
     (run,) = started
     assert (run.group, run.name, run.job_type) == ("trial", "analysis", "analysis")
     assert run._is_finished
+    sys.modules["wandb"].teardown()  # its service may still be writing
     (folder,) = (tmp_path / "runs" / "wandb").glob(f"offline-run-*-{run.id}")
     tables = {
         path.name.split("_0_")[0]: json.loads(path.read_text("utf-8"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def test_one_finished_offline_run_and_nobody_is_called(
         "versions": {"torch": "2"},
     }
     assert run._is_finished
+    sys.modules["wandb"].teardown()  # its service may still be writing
     (folder,) = (tmp_path / "runs" / "wandb").glob("offline-run-*-pairs-1f")
     stored = (folder / "run-pairs-1f.wandb").read_bytes()
     for expected in (b"trial", b"pairs of trial", b"rejected_from", b"seconds", b"<script>alert(1)</script>"):
