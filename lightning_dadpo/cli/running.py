@@ -211,6 +211,8 @@ def _track(experiment: Experiment, stage: Stage) -> None:
 
 def _publish(experiment: Experiment, path: str, stages: list[Stage], summary: str, made_anew: bool) -> Path:
     """summary.json, experiment.json, rounds.json and the report; made again only when something is new."""
+    from lightning_dadpo.tracking.analysis import record_analysis
+
     root = Path(experiment.folder)
     report = root / "report.html"
     index = {
@@ -233,6 +235,7 @@ def _publish(experiment: Experiment, path: str, stages: list[Stage], summary: st
         status = _start([*_dadpo(), "report", str(root)])
         if status:
             raise ConfigError(f"the report failed with status {status}")
+        record_analysis(experiment.name, root / "analysis.json", stages[-1].folder / "token_maps.jsonl", root)
     return report
 
 

@@ -87,4 +87,5 @@ def _evaluation(planner: Planner, teacher: ModelSpec, answers: str, students: di
         for name, model in students.items()
     }
     settings = {"candidates": candidates, "teacher": asdict(teacher), "teacher_responses": answers}
+    settings |= {"reference": "dsft"}
     planner.add("evaluation", "evaluate", settings)

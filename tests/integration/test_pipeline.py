@@ -121,6 +121,17 @@ def test_the_report_is_one_file_that_refers_to_nothing_outside(finished: Finishe
     assert "daDPO" in page
 
 
+def test_the_report_says_where_teacher_and_student_differ(finished: Finished) -> None:
+    page = (finished.folder / "run" / "report.html").read_text("utf-8")
+    assert "The teacher too prefers the chosen response in" in page
+    assert page.count('<article class="exchange" aria-label="Token maps of prompt') == 3 * 4  # prompts x students
+    rows = (finished.stage("evaluation") / "token_maps.jsonl").read_text().splitlines()
+    first = json.loads(rows[0])
+    assert set(first["log_probs"]) == set(MODELS)
+    assert first["reference"] == "dsft"
+    assert list((finished.folder / "run" / "wandb").glob("offline-run-*-analysis-*"))
+
+
 def test_a_checkpoint_holds_the_student_alone(finished: Finished) -> None:
     import torch
 
