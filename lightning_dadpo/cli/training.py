@@ -42,6 +42,7 @@ from lightning_dadpo.training.datamodule import PreferenceData, SupervisedData
 from lightning_dadpo.training.distillation import DistillationModule
 from lightning_dadpo.training.loggers import ExperimentLogger
 from lightning_dadpo.training.preference import PreferenceModule
+from lightning_dadpo.training.sharding import check_strategy
 from lightning_dadpo.training.supervised import SupervisedModule
 from lightning_dadpo.training.watch import WatchDistances
 
@@ -112,6 +113,7 @@ class _CLI(LightningCLI):  # type: ignore[misc]
     def instantiate_trainer(self, **arguments: Any) -> L.Trainer:
         """Lightning would refuse with a traceback, when everything has been read."""
         trainer: L.Trainer = super().instantiate_trainer(**arguments)
+        check_strategy(trainer.strategy)
         if type(trainer.strategy) is DeepSpeedStrategy and not isinstance(trainer.accelerator, CUDAAccelerator):
             kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
             raise ConfigError(f"trainer.strategy: DeepSpeed needs CUDA GPUs, this is {kind}; expected ddp or fsdp2")

@@ -17,19 +17,36 @@ from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.sharding import partitioned_while_loading, shard_layers
 from lightning_dadpo.training.checkpoint_files import write_whole_files
 
-__all__ = ["prepare_strategy", "loading_under", "shard_under", "weights_are_spread", "writes_folders", "gradient_norm"]
+__all__ = [
+    "check_strategy", "prepare_strategy", "loading_under", "shard_under", "weights_are_spread",
+    "refuse_to_spread_quantized", "writes_folders", "gradient_norm",
+]  # fmt: skip
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse what cannot work, or would leave what nobody can use.
+
+    Raises:
+        ConfigError: the strategy would lose the models or a part of them, or its checkpoints could run code.
+    """
+    if isinstance(strategy, FSDPStrategy):
+        raise ConfigError("trainer.strategy fsdp: expected FSDP2, see configs/trainer/fsdp2.yaml")
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ConfigError("trainer.strategy ddp_spawn: its processes do not get the models; expected ddp")
+    if isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint:
+        raise ConfigError(
+            "trainer.strategy.save_distributed_checkpoint true: such a checkpoint begins with a pickled index, which "
+            "runs code when it is read; expected false, as in configs/trainer/fsdp2.yaml"
+        )
 
 
 def prepare_strategy(strategy: Strategy) -> None:
     """Refuse what cannot work, write checkpoints whole, and tell DeepSpeed what it cannot find out.
 
     Raises:
-        ConfigError: the strategy would lose the models, or a part of them.
+        ConfigError: see `check_strategy`.
     """
-    if isinstance(strategy, FSDPStrategy):
-        raise ConfigError("trainer.strategy fsdp: expected FSDP2, see configs/trainer/fsdp2.yaml")
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        raise ConfigError("trainer.strategy ddp_spawn: its processes do not get the models; expected ddp")
+    check_strategy(strategy)
     write_whole_files(strategy)
     # the examples of a micro-batch, for its own log alone; ours have no fixed number
     if isinstance(strategy, DeepSpeedStrategy) and isinstance(strategy.config, dict):
@@ -62,6 +79,18 @@ def weights_are_spread(strategy: Strategy) -> bool:
     return isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
 
 
+def refuse_to_spread_quantized(strategy: Strategy, setting: str) -> None:
+    """FSDP2 and ZeRO-3 know nothing of packed weights and their constants.
+
+    Raises:
+        ConfigError: naming the setting and the strategy.
+    """
+    if weights_are_spread(strategy):
+        raise ConfigError(
+            f"{setting}: {type(strategy).__name__} would spread rounded weights over ranks; expected ddp or one process"
+        )
+
+
 def gradient_norm(trainer: L.Trainer, model: nn.Module) -> Tensor | None:
     """The norm over all ranks' parts of the gradient, before clipping; None where DeepSpeed keeps it to itself."""
     if isinstance(trainer.strategy, DeepSpeedStrategy):
@@ -72,6 +101,4 @@ def gradient_norm(trainer: L.Trainer, model: nn.Module) -> Tensor | None:
 
 def writes_folders(strategy: Strategy) -> bool:
     """Whether a checkpoint is a folder with a part a rank instead of one file."""
-    if isinstance(strategy, ModelParallelStrategy):
-        return bool(strategy._save_distributed_checkpoint)
     return isinstance(strategy, DeepSpeedStrategy)

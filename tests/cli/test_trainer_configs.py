@@ -73,3 +73,18 @@ def test_deepspeed_without_a_gpu_is_one_line(
     assert main(fit(tmp_path, "deepspeed_zero2", "--trainer.accelerator", "cpu", "--trainer.devices", "1")) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert said[-1].startswith("error: trainer.strategy: DeepSpeed needs CUDA GPUs, this is CPU")
+
+
+def test_checkpoints_whose_index_is_pickled_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's default: without the refusal such a folder trains, and is neither read safely nor exported."""
+    monkeypatch.setattr(sys, "argv", ["dadpo"])
+    root = tmp_path / "root"
+    options = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.default_root_dir", str(root)]
+    asked = "--trainer.strategy.init_args.save_distributed_checkpoint"
+    assert main(fit(tmp_path, "fsdp2", *options, asked, "true")) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert said.startswith("error: trainer.strategy.save_distributed_checkpoint true: ")
+    assert said.endswith("expected false, as in configs/trainer/fsdp2.yaml")
+    assert not root.exists()

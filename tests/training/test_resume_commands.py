@@ -203,7 +203,9 @@ def srun(folder: Path, ranks: int) -> list[dict[str, str]]:
     return slurm(ranks, PATH=f"{folder}:{os.environ['PATH']}")
 
 
-def test_sigterm_and_ctrl_c_in_the_middle_of_a_step_end_the_run_behind_it(forks: Forks, whole: Training, tmp_path: Path) -> None:
+def test_sigterm_and_ctrl_c_in_the_middle_of_a_step_end_the_run_behind_it(
+    forks: Forks, whole: Training, tmp_path: Path
+) -> None:
     asked = Training(forks, whole.setup, tmp_path)
     ended = asked.fit(Fault("micro-batch", 2, TERM))
     assert ended.status == 143
