@@ -23,8 +23,8 @@ class Paired:
     Attributes:
         pairs: what can be trained on.
         counts: `pairs`; `dropped_...` prompts by reason: only_chosen and only_rejected (the other side has no
-            response), empty, chosen_cut, identical, over_long, and those of the rule; `kept_chosen_cut` and
-            `kept_rejected_cut` pairs.
+            response, but has others of that split), empty, chosen_cut, identical, over_long, and those of the rule;
+            `kept_chosen_cut` and `kept_rejected_cut` pairs.
     """
 
     pairs: list[PairRow]
@@ -73,8 +73,8 @@ def pair_responses(
     answers, others = _by_prompt(chosen, "chosen"), _by_prompt(rejected, "rejected")
     pairs: list[PairRow] = []
     counts: Counter[str] = Counter(
-        dropped_only_chosen=len(answers.keys() - others.keys()),
-        dropped_only_rejected=len(others.keys() - answers.keys()),
+        dropped_only_chosen=_alone(answers, others),
+        dropped_only_rejected=_alone(others, answers),
     )
     for prompt_id, mine in answers.items():
         if (theirs := others.get(prompt_id)) is None:
@@ -90,6 +90,12 @@ def pair_responses(
         counts["kept_rejected_cut"] += worse.finish_reason == "length"
         pairs.append(_pair(better, worse))
     return Paired(pairs, {"pairs": len(pairs), **{key: count for key, count in sorted(counts.items()) if count}})
+
+
+def _alone(mine: dict[str, list[ResponseRow]], theirs: dict[str, list[ResponseRow]]) -> int:
+    """Prompts without a partner; a split that the other side was never asked about loses nothing."""
+    asked = {rows[0].split for rows in theirs.values()}
+    return sum(prompt not in theirs and rows[0].split in asked for prompt, rows in mine.items())
 
 
 def _picked(

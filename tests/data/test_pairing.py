@@ -92,6 +92,11 @@ def test_prompts_without_a_partner_are_counted_by_side() -> None:
     assert found.counts == {"pairs": 1, "dropped_only_chosen": 1, "dropped_only_rejected": 2}
 
 
+def test_prompts_of_a_split_that_one_model_was_not_asked_about_are_not_dropped() -> None:
+    heldout = response("b", 21, END, split="heldout")
+    assert paired([response("a", 20, END), heldout], [response("a", 30, END)]).counts == {"pairs": 1}
+
+
 def test_A8_A10_prompts_that_the_two_models_read_differently_are_refused() -> None:
     other = replace(response("a", 30, END), prompt_token_ids=[10, 99, 12])
     with pytest.raises(DataError, match=r"prompt_id 'a': .* different tokens"):

@@ -14,6 +14,7 @@ from lightning_dadpo.errors import AuditError, ConfigError
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.scoring import stage
 from lightning_dadpo.scoring.stage import score
+from tests.ranks import ended, start_ranks
 from tests.scoring.example import make_pairs, scored, write_artifact
 from tests.tiny import tiny_model
 
@@ -130,3 +131,14 @@ def test_C3_a_killed_run_takes_over_and_scores_what_is_missing(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "no_grad", lambda: pytest.fail("asked again"))
         assert rows_of(with_known(tiny_folder, pairs, tmp_path / "killed", first)) == whole
+
+
+def test_several_processes_write_the_bytes_of_one(tiny_folder: Path, tmp_path: Path) -> None:
+    first = scored(tiny_folder, write_artifact(tmp_path / "1", "pairs", FIRST), tmp_path / "first")
+    pairs = write_artifact(tmp_path / "2", "pairs", SECOND + FIRST)
+    one = with_known(tiny_folder, pairs, tmp_path / "one", first)
+    ranks = start_ranks(
+        tmp_path / "logs", 2, lambda rank: int(not with_known(tiny_folder, pairs, tmp_path / "two", first))
+    )
+    assert ended(ranks) == [0, 0], [rank.said for rank in ranks]
+    assert (tmp_path / "two" / "rows.jsonl").read_bytes() == (one / "rows.jsonl").read_bytes()
