@@ -58,13 +58,19 @@ def _inputs(root: Path, index: dict[str, Any]) -> ReportInputs:
         analysis_problems=problems,
         evaluation=folders.get("evaluation"),
         rounds=root / "rounds.json" if (root / "rounds.json").is_file() else None,
-        predictions={name: path / "validation_pairs.jsonl" for name, path in fits.items() if name != "dsft"},
+        predictions={name: path / "validation_pairs.jsonl" for name, path in fits.items() if _on_pairs(path)},
         responses={"teacher": folders["sample-teacher"], **_named(folders, "heldout-", "sample-")},
         configuration=index["configuration"],
         stages=stages,
         notes=index["notes"],
         command=index["command"],
     )
+
+
+def _on_pairs(fit: Path) -> bool:
+    """Only such trainings write down what they give to each pair."""
+    data = read_manifest(fit, "fit").made_from["settings"].get("data") or {}
+    return bool(data.get("class_path") == "PreferenceData")
 
 
 def _named(folders: dict[str, Path], prefix: str, before: str = "") -> dict[str, Path]:

@@ -14,8 +14,11 @@ __all__ = ["CurveSection", "curve_section"]
 
 Runs = Mapping[str, Mapping[str, Series]]
 LOSSES = ("train/loss", "val/loss")
-PREFERENCE = "nats a pair; ln 2 = 0.693 is no preference"
-SUPERVISED = "nats a token of the teacher's answers"
+KINDS = {
+    "supervised": "nats a token of the teacher's answers",
+    "token by token": "nats a token; each objective's own distance to the teacher",
+    "preference": "each objective's own, a pair; for DPO and daDPO nats, and ln 2 = 0.693 is no preference",
+}
 PARTS = {"train/part/": "training", "val/part/": "validation"}
 """What the columns of a loss's weighted parts begin with."""
 # Column -> title and unit. Losses stand apart: supervised and preference losses share a name, not a scale.
@@ -25,6 +28,7 @@ PANELS = {
     "val/policy_preference": ("Validation preference of the policy", "share of pairs whose chosen answer it prefers"),
     "val/chosen_log_prob/policy": ("Log-probability of the chosen", "nats a response; a fall is normal"),
     "val/rejected_log_prob/policy": ("Log-probability of the rejected", "nats a response"),
+    "val/nll_per_token": ("Validation NLL of the data's answers", "nats a token; lower is better"),
     "val/teacher_nll": ("Teacher NLL of fresh answers", "nats/token on validation prompts, lower is better"),
     "val/forward_kl": ("Forward KL to the teacher", "nats/token on validation prompts, lower is better"),
     "val/reverse_kl": ("Reverse KL to the teacher", "nats/token on validation prompts, lower is better"),
@@ -41,14 +45,17 @@ class CurveSection:
     further: list[Chart] = field(default_factory=list)
 
 
-def _is_preference(columns: Mapping[str, Series]) -> bool:
-    return any(name.endswith("/margin") for name in columns)
+def _kind(columns: Mapping[str, Series]) -> str:
+    """What a run trained on, by what only such runs log."""
+    if any(name.endswith("/margin") for name in columns):
+        return "preference"
+    return "token by token" if any(name.endswith("/nll_per_token") for name in columns) else "supervised"
 
 
 def _losses(runs: Runs, order: Sequence[str]) -> list[Chart]:
     charts = []
-    for kind, unit, wanted in (("supervised", SUPERVISED, False), ("preference", PREFERENCE, True)):
-        members = {run: columns for run, columns in runs.items() if _is_preference(columns) is wanted}
+    for kind, unit in KINDS.items():
+        members = {run: columns for run, columns in runs.items() if _kind(columns) == kind}
         for column in LOSSES:
             having = {run: columns[column] for run, columns in members.items() if column in columns}
             if having:

@@ -48,7 +48,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _row(found: Mapping[str, Any]) -> list[str]:
     return [
         " ".join(filter(None, (_said(found.get("round")), display_name(str(found.get("objective") or ""))))),
-        _model(found.get("rejected_from")),
+        _drawn(found),
         _responses(found),
         _pairs(found),
         _scores(found),
@@ -65,6 +65,14 @@ def _said(value: Any) -> str:
 
 def _model(name: Any) -> str:
     return NOTHING if name is None else display_name(str(name))
+
+
+def _drawn(found: Mapping[str, Any]) -> str:
+    """Who drew the rejected responses, and the chosen ones where that is not the teacher."""
+    chosen = found.get("chosen_from")
+    return _model(found.get("rejected_from")) + (
+        "" if chosen in (None, "teacher") else f"; chosen from {_model(chosen)}"
+    )
 
 
 def _responses(found: Mapping[str, Any]) -> str:

@@ -71,7 +71,15 @@ ESTIMATES = tuple(column for column in COLUMNS if column.key in ("forward_kl", "
 
 
 def display_name(model: str) -> str:
-    """The name as papers spell it, or the name itself."""
+    """The name as papers spell it, or the name itself; further rounds are called so.
+
+    Example:
+        >>> display_name("dadpo-round2")
+        'daDPO, round 2'
+    """
+    name, found, number = model.rpartition("-round")
+    if found and number.isdecimal():
+        return f"{display_name(name)}, round {number}"
     return DISPLAY_NAMES.get(model, model)
 
 

@@ -115,9 +115,10 @@ def read_maps(folder: Path) -> list[TokenMapRow]:
 
 
 def students(rows: Sequence[TokenMapRow]) -> MapSection:
-    """The maps by student; daDPO's come first, where there is one, else those of the last student."""
+    """The maps by student; those of daDPO's last round come first, where there is one, else the last student's."""
     names = list(dict.fromkeys(row.sampled_by for row in rows if row.sampled_by != TEACHER))
-    main = "dadpo" if "dadpo" in names else names[-1] if names else None
+    ours = [name for name in names if name.split("-round")[0] == "dadpo"]
+    main = (ours or names)[-1] if names else None
     made = {name: _student(name, rows) for name in names}
     return MapSection(made.get(main) if main else None, [one for name, one in made.items() if name != main])
 

@@ -49,7 +49,8 @@ class Folder:
 
     def fit(self, name: str, objective: str | None, betas: dict[str, float], **anchors: Path) -> None:
         sources = {anchor: {"scores": str(folder)} for anchor, folder in anchors.items()}
-        settings = {"model": {"init_args": {"anchors": sources} if sources else {}}}
+        data = "SupervisedData" if objective is None else "PreferenceData"
+        settings = {"model": {"init_args": {"anchors": sources} if sources else {}}, "data": {"class_path": data}}
         self.add(name, "fit", "fit", {"settings": settings})
         said = {} if objective is None else {"objective": {"name": objective, "betas": betas}}
         self.add(f"model-{name}", "export", "model", {}, results={"card": said})
@@ -123,6 +124,8 @@ def test_the_command_writes_both_files(folder: Folder) -> None:
     text = experiment(folder).read_text("utf-8")
     assert "The teacher too prefers the chosen response in 50\u00a0%" in text
     assert "this evaluation was made without one" in text
+    assert "dadpo-1f/validation_pairs.jsonl: no such file" in text
+    assert "dsft-1f/validation_pairs.jsonl" not in text  # it was trained on responses
     assert Analysis.read(folder.root / "analysis.json").sets[0].pairs == 2
 
 

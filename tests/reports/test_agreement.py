@@ -111,6 +111,12 @@ def test_what_each_round_did(tmp_path: Path) -> None:
     ]
 
 
+def test_who_drew_the_chosen_responses_is_said_where_it_is_not_the_teacher(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.json"
+    path.write_text('[{"rejected_from": "dadpo-round2", "chosen_from": "dsft"}]')
+    assert round_section(path).rows[0][1] == "daDPO, round 2; chosen from dSFT"
+
+
 def test_pairs_of_earlier_rounds_are_counted_apart(tmp_path: Path) -> None:
     path = tmp_path / "rounds.json"
     path.write_text(json.dumps([{"round": 2, "pairs": 100, "trained_on": 150, "repeated_pairs": 50}]))
@@ -129,6 +135,18 @@ def test_rounds_that_say_little_or_nothing(tmp_path: Path) -> None:
     assert round_section(None).rows == []
     text = write_report(ReportInputs(title="t", experiment="e"), tmp_path / "report.html").read_text("utf-8")
     assert "What each round did" not in text
+
+
+def test_losses_of_three_kinds_share_no_drawing() -> None:
+    line = Series([0.0, 1.0], [0.7, 0.6])
+    runs = {
+        "dsft": {"train/loss": line},
+        "forward_kl": {"train/loss": line, "train/nll_per_token": line},
+        "dadpo": {"train/loss": line, "train/margin": line},
+    }
+    titles = [chart.title for chart in curve_section(runs, list(runs)).main]
+    kinds = ("supervised", "token by token", "preference")
+    assert titles[:3] == [f"Training loss, {kind}" for kind in kinds]
 
 
 def test_the_parts_of_a_sum_are_drawn_together_a_run_and_split() -> None:

@@ -119,6 +119,13 @@ def test_a_student_is_shown_its_own_answer_and_the_teacher_s(tmp_path: Path) -> 
     assert [message.content for message in found.main.prompts[0].messages] == [first]
 
 
+def test_the_last_round_comes_first(tmp_path: Path) -> None:
+    names = ("dsft", "dadpo", "ddpo", "dadpo-round2", "ddpo-round2")
+    found = students(read_maps(example.evaluation(tmp_path / "evaluation", names)))
+    assert found.main is not None
+    assert found.main.model == "daDPO, round 2"
+
+
 def test_without_dadpo_the_last_student_comes_first(tmp_path: Path) -> None:
     found = students(read_maps(example.evaluation(tmp_path / "evaluation", ("dsft", "ipo"))))
     assert found.main == StudentMaps("ipo", found.main.prompts if found.main else [])
