@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from lightning_dadpo.data.rows import content_digest
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.sampling.base import SamplerSettings
+from lightning_dadpo.sampling.base import SamplerSettings, prompt_seed, seed_key
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,9 @@ from lightning_dadpo.sampling.base import SamplerSettings
 def test_a_setting_out_of_range_is_refused_with_its_name_and_value(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{name} {value}: expected"):
         SamplerSettings(**{name: value})
+
+
+def test_the_first_response_is_seeded_by_its_prompt_alone_and_every_further_one_apart() -> None:
+    """As it was before there were further ones, so that rows drawn then and now are the same."""
+    assert prompt_seed(3, seed_key("p", 0)) == int(content_digest(3, "p"), 16) >> 1
+    assert len({prompt_seed(3, seed_key("p", candidate)) for candidate in range(9)}) == 9
