@@ -73,6 +73,8 @@ def agreement_section(path: Path | None, problems: list[str]) -> AgreementSectio
     )
     for one in analysis.sets:
         _add(section, one, f"{one.name}: " if several else "")
+    if section.disputes:
+        section.lead.append("A sum of log-probs falls with every token, so read the lengths beside.")
     return section
 
 
@@ -84,7 +86,7 @@ def _add(section: AgreementSection, found: PairAnalysis, named: str) -> None:
     for anchor, by_split in found.agreement.items():
         name = display_name(anchor)
         if anchor != REFERENCE:
-            section.lead += _sentences(named, name, by_split[ALL])
+            section.lead.append(_sentence(f" ({found.name})" if named else "", name, by_split[ALL]))
         for split, one in by_split.items():
             spread = found.spread.get(anchor, {}).get(split)
             section.agreement.append([f"{named}{name}", split, *_numbers(one, spread)])
@@ -101,18 +103,17 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}\u00a0%"
 
 
-def _sentences(named: str, name: str, one: Agreement) -> list[str]:
+def _sentence(of_set: str, name: str, one: Agreement) -> str:
     ties = f", {one.ties} tied and counted as half" if one.ties else ""
-    said = [
-        f"{named}The {name} too prefers the chosen response in {percent(one.share)} "
-        f"[{percent(one.low)}, {percent(one.high)}] of {one.pairs} pairs{ties}."
-    ]
-    if one.against:
-        said.append(
-            f"Of the {one.against} that it disputes, the chosen response is the longer one in {one.against_longer}. "
-            "A sum of log-probs falls with every token, so read the lengths beside."
-        )
-    return said
+    said = (
+        f"The {name} too prefers the chosen response in {percent(one.share)} "
+        f"[{percent(one.low)}, {percent(one.high)}] of {one.pairs} pairs{of_set}{ties}."
+    )
+    if not one.against:
+        return said
+    return (
+        f"{said} Of the {one.against} that it disputes, the chosen response is the longer one in {one.against_longer}."
+    )
 
 
 def _numbers(one: Agreement, spread: Spread | None) -> list[str]:

@@ -47,12 +47,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _row(found: Mapping[str, Any]) -> list[str]:
     return [
-        " ".join(filter(None, (_said(found.get("round")), display_name(str(found.get("objective") or ""))))),
+        f"{_model(found.get('objective'))}, round {_said(found.get('round'))}",
         _drawn(found),
         _responses(found),
         _pairs(found),
         _scores(found),
-        _said(found.get("margin")),
+        _margin(found.get("margin")),
         _said(Path(str(found["student_folder"])).name if found.get("student_folder") else None),
     ]
 
@@ -65,6 +65,10 @@ def _said(value: Any) -> str:
 
 def _model(name: Any) -> str:
     return NOTHING if name is None else display_name(str(name))
+
+
+def _margin(value: Any) -> str:
+    return f"{value:+.4f}" if isinstance(value, float) else NOTHING
 
 
 def _drawn(found: Mapping[str, Any]) -> str:

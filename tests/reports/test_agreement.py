@@ -20,9 +20,8 @@ def test_what_the_section_says(tmp_path: Path) -> None:
     found = agreement_section(example.analysis(tmp_path / "analysis.json"), [])
     assert found.lead == [
         "The teacher too prefers the chosen response in 62\u00a0% [51\u00a0%, 73\u00a0%] of 96 pairs, 2 tied and "
-        "counted as half.",
-        "Of the 35 that it disputes, the chosen response is the longer one in 32. A sum of log-probs falls with every "
-        "token, so read the lengths beside.",
+        "counted as half. Of the 35 that it disputes, the chosen response is the longer one in 32.",
+        "A sum of log-probs falls with every token, so read the lengths beside.",
     ]
     assert found.problems == ["2 of 98 pairs lack the score of an anchor; they are in no number here."]
     share = "62\u00a0% [51\u00a0%, 73\u00a0%]"
@@ -40,6 +39,17 @@ def test_what_the_section_says(tmp_path: Path) -> None:
         "daDPO: 75\u00a0% of the pairs start with a weight above 0.9, so they all pull equally hard and the "
         "differences between them are lost. A weight of 0.03704 for the teacher would leave them."
     ]
+
+
+def test_several_sets_of_pairs_are_named(tmp_path: Path) -> None:
+    path = example.analysis(tmp_path / "analysis.json")
+    said = json.loads(path.read_text())
+    said["sets"].append({**said["sets"][0], "name": "pairs-round2"})
+    path.write_text(json.dumps(said))
+    found = agreement_section(path, [])
+    assert "of 96 pairs (pairs-round2), 2 tied" in found.lead[1]
+    assert [row[0] for row in found.agreement[::3]] == ["pairs: teacher", "pairs-round2: teacher"]
+    assert found.disputes[-1].place == "pairs-round2: p3, train"
 
 
 def test_a_disputed_pair_shows_prompt_texts_lengths_and_gaps(tmp_path: Path) -> None:
@@ -91,16 +101,16 @@ def test_what_each_round_did(tmp_path: Path) -> None:
     found = round_section(example.rounds(tmp_path / "rounds.json"))
     assert [dict(zip(HEAD, row, strict=True)) for row in found.rows] == [
         {
-            "Round": "1 daDPO",
+            "Round": "daDPO, round 1",
             "Rejected from": "dSFT",
             "Responses": "128, 96\u00a0% ended by themselves, 20.76 tokens on average",
             "Pairs": "112; dropped: 16 chosen cut",
             "Scores": "224 new, 0 kept, reference: dSFT",
-            "Mean margin": "0.25",
+            "Mean margin": "+0.2500",
             "Student": "model-dadpo-1f",
         },
         {
-            "Round": "2 daDPO",
+            "Round": "daDPO, round 2",
             "Rejected from": "daDPO",
             "Responses": "128, 96\u00a0% ended by themselves, 20.76 tokens on average",
             "Pairs": "112; dropped: 16 chosen cut",
@@ -127,7 +137,7 @@ def test_pairs_of_earlier_rounds_are_counted_apart(tmp_path: Path) -> None:
 def test_rounds_that_say_little_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "rounds.json"
     path.write_text('[{"round": 1}]')
-    assert round_section(path).rows == [["1", *["\u2013"] * 6]]
+    assert round_section(path).rows == [["\u2013, round 1", *["\u2013"] * 6]]
     path.write_text('{"round": 1}')
     assert round_section(path).problems == [f"rounds: {path}: expected a list with an object a round"]
     path.write_text("[")
