@@ -90,6 +90,10 @@ def tables(name: str, results: dict[str, Any]) -> dict[str, str]:
         from experiments.throughput import report
 
         return report.tables(results)
+    if results.get("kind") == "quantisation":
+        from experiments.quantisation import report as rounding
+
+        return rounding.tables(results)
     return {name: table(results)}
 
 

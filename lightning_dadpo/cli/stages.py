@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from lightning_dadpo.cli import overlays
 from lightning_dadpo.cli.experiment import Experiment
@@ -17,7 +17,7 @@ from lightning_dadpo.cli.rounds import (
     plan_round,
     plan_sides,
 )
-from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.models.spec import ModelSpec, refuse_quantized
 
 __all__ = ["Stage", "plan_stages", "plan_rounds", "CODE_FORMAT"]
 
@@ -75,9 +75,10 @@ def _initial(planner: Planner, teacher: ModelSpec, answers: str) -> ModelSpec:
     """The student before any training."""
     said = planner.experiment
     if said.student is not None:
+        refuse_quantized(said.student, "the student's own weights are trained")
         return said.student
     assert said.prune is not None
-    settings = {"model": asdict(teacher), "calibration": answers} | asdict(said.prune)
+    settings = {"model": asdict(replace(teacher, quantize=None)), "calibration": answers} | asdict(said.prune)
     return ModelSpec(planner.add("pruned", "prune", settings))
 
 

@@ -23,7 +23,7 @@ from lightning_dadpo.models.loading import (
     model_without_weights,
 )
 from lightning_dadpo.models.model_card import ModelCard, write_model_card
-from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.models.spec import ModelSpec, refuse_quantized
 from lightning_dadpo.models.stored_adapters import merge_adapter, stored_adapter
 
 __all__ = ["export_checkpoint", "export_model"]
@@ -90,6 +90,7 @@ def export_model(model: ModelSpec, out: str, dtype: Dtype = "float32") -> Path:
     Raises:
         ConfigError, DataError, ArtifactError: see the message.
     """
+    refuse_quantized(model, "a folder holds whole weights")
     made_from = {"model": model_digest(model), "dtype": dtype}
     if finished(out, "model", made_from):
         return Path(out)

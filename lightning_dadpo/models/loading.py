@@ -16,10 +16,17 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lightning_dadpo.data.artifacts import file_digest
+from lightning_dadpo.data.ranks import ranks_here
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.models.attention import TOKEN_TREES
 from lightning_dadpo.models.log_probs import Kernels, prepare
-from lightning_dadpo.models.quantization import nf4_arguments
+from lightning_dadpo.models.quantization import (
+    quantization_arguments,
+    require_bitsandbytes,
+    round_weights_alone,
+    warn_of_noise,
+    whole_size,
+)
 from lightning_dadpo.models.spec import ModelSpec, Precision
 
 __all__ = [
@@ -80,34 +87,36 @@ def _reason(spec: ModelSpec, error: Exception) -> str:
     return said if len(said) <= 300 else said[:300] + " ..."
 
 
-def load_model(spec: ModelSpec, precision: Precision = "32-true", nf4_on: torch.device | None = None) -> Model:
+def load_model(spec: ModelSpec, precision: Precision = "32-true", device: torch.device | None = None) -> Model:
     """The causal language model, on the CPU, in eval mode, its weights float32 unless the precision is bf16-true.
 
     Args:
         spec: which model. precision: see above.
-        nf4_on: a CUDA GPU to hold its linear layers on, in 4 bits.
+        device: where a quantised model is rounded, and stays.
 
     Raises:
-        ConfigError: the folder or package is not there, or a GGUF file was to be held in 4 bits.
+        ConfigError: the folder or package is not there, or quantising needs a package that is not.
         DataError: it holds no loadable causal language model, or not all of its weights.
     """
     arguments = _arguments(spec)
     if spec.gguf_file is not None:
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    if nf4_on is not None:
-        if spec.gguf_file is not None:
-            raise ConfigError(f"model {spec.path!r}: quantize nf4 needs its weights as safetensors; export it first")
-        arguments |= nf4_arguments(nf4_on)
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    if spec.quantize is not None:
+        require_bitsandbytes(f"model {spec.path!r}: quantize {spec.quantize}")
+        arguments |= quantization_arguments(spec.quantize, device or torch.device("cpu"), dtype)
     with _loading(spec, "model"):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             spec.location(),
-            dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32,
+            dtype=dtype,
             attn_implementation=TOKEN_TREES,
             use_safetensors=True if spec.gguf_file is None else None,
             output_loading_info=True,
             **arguments,
         )
     _refuse_gaps(spec, model, report)
+    if spec.quantize == "int8":
+        round_weights_alone(model)
     prepare(model, Kernels(spec.attention, spec.chunk_tokens))
     return model
 
@@ -149,8 +158,10 @@ def model_without_weights(spec: ModelSpec, device: str = "meta") -> Model:
 
 def load_frozen(spec: ModelSpec, precision: Precision, device: torch.device | None = None) -> Model:
     """The model for scoring or sampling: no gradients, eval mode, on the device."""
-    model = load_model(spec, precision).requires_grad_(False).eval()
-    return model if device is None else model.to(device)
+    if ranks_here().leads:
+        warn_of_noise(spec)
+    model = load_model(spec, precision, device).requires_grad_(False).eval()
+    return model if device is None or spec.quantize is not None else model.to(device)
 
 
 def load_tokenizer(spec: ModelSpec) -> Tokenizer:
@@ -179,14 +190,18 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Unique parameters: a tied head counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Unique parameters: a tied head counts once, a quantised weight as what it stands for."""
+    return sum(whole_size(parameter) for parameter in model.parameters())
 
 
 def model_digest(spec: ModelSpec) -> str:
-    """Digest of what the weights, the config, the tokenizer and the template say; of the name for a hub model."""
+    """Digest of what the weights, the config, the tokenizer and the template say; of the name for a hub model.
+
+    A quantised model is another one than the whole one (traps B8, C1).
+    """
     folder = Path(spec.location())
     template = "" if spec.chat_template is None else Path(spec.chat_template).read_text("utf-8")
+    template += "" if spec.quantize is None else f"\0{spec.quantize}"
     if not folder.is_dir():
         return sha256(f"{spec.path}@{spec.revision}/{spec.gguf_file}{template}".encode()).hexdigest()[:16]
     # generation_config.json lists the ids that end a turn; older folders keep the template in tokenizer_config.json

@@ -37,7 +37,7 @@ from lightning_dadpo.models.folder import write_model_folder
 from lightning_dadpo.models.loading import autocast, count_parameters, load_frozen, load_tokenizer, model_digest
 from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.numerics import default_device, training_precision
-from lightning_dadpo.models.spec import ModelSpec, Precision
+from lightning_dadpo.models.spec import ModelSpec, Precision, refuse_quantized
 from lightning_dadpo.progress import progress
 from lightning_dadpo.types import PackedBatch
 
@@ -88,6 +88,7 @@ def prune(
         raise ConfigError(f"share {share}: expected a number between 0 and 1, both excluded")
     if rows < 1:
         raise ConfigError(f"rows {rows}: expected at least 1")
+    refuse_quantized(model, "what is pruned is trained, in whole weights")
     precision = precision or training_precision()
     answers = _calibration_rows(calibration, rows)
     made_from = {

@@ -9,13 +9,16 @@ from typing import Literal, get_args
 
 from lightning_dadpo.errors import ConfigError
 
-__all__ = ["ModelSpec", "AdapterSpec", "Precision", "Attention"]
+__all__ = ["ModelSpec", "AdapterSpec", "Precision", "Attention", "Quantization", "refuse_quantized"]
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 """Lightning's names: float32; float32 weights with bfloat16 autocast; bfloat16 weights."""
 
 Attention = Literal["auto", "sdpa", "varlen"]
 """How token trees are attended to (`models.attention`)."""
+
+Quantization = Literal["int8", "nf4"]
+"""Weights of linear layers rounded to 8 or 4 bits (`models.quantization`)."""
 
 PACKAGE = "package:"
 
@@ -33,6 +36,7 @@ class ModelSpec:
             where it runs. Policy and reference must use the same one.
         chunk_tokens: predictions whose logits are in memory at a time; by default what suits the device.
         chat_template: a Jinja file that takes the place of the tokenizer's own template, for one that has none.
+        quantize: hold a frozen model in 8 bits (int8) or 4 (nf4). 4 bits move a teacher's margins, which is said.
     """
 
     path: str
@@ -42,12 +46,20 @@ class ModelSpec:
     attention: Attention = "auto"
     chunk_tokens: int | None = None
     chat_template: str | None = None
+    quantize: Quantization | None = None
 
     def __post_init__(self) -> None:
         if self.chat_template is not None and not Path(self.chat_template).is_file():
             raise ConfigError(f"model {self.path!r}: chat_template {self.chat_template}: no such file")
         if self.attention not in get_args(Attention):
             raise ConfigError(f"model {self.path!r}: attention {self.attention!r}: expected auto, sdpa or varlen")
+        if self.quantize not in (None, *get_args(Quantization)):
+            raise ConfigError(f"model {self.path!r}: quantize {self.quantize!r}: expected int8 or nf4, or nothing")
+        if self.quantize is not None and self.gguf_file is not None:
+            raise ConfigError(
+                f"model {self.path!r}: quantize {self.quantize}: needs its weights as safetensors, not GGUF; "
+                "export it first"
+            )
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise ConfigError(f"model {self.path!r}: chunk_tokens {self.chunk_tokens}: expected at least 1")
 
@@ -82,6 +94,16 @@ class ModelSpec:
         return replace(self, path=str(folder.resolve())) if folder.is_dir() else self
 
 
+def refuse_quantized(spec: ModelSpec, why: str) -> None:
+    """Refuse rounded weights where whole ones are needed.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if spec.quantize is not None:
+        raise ConfigError(f"model {spec.path!r}: quantize {spec.quantize}: {why}; leave it out")
+
+
 @dataclass(frozen=True)
 class AdapterSpec:
     """A LoRA adapter (arXiv 2106.09685): a weight W becomes W + alpha / rank * B A, and A and B alone are trained.
@@ -91,7 +113,7 @@ class AdapterSpec:
         alpha: with the rank the factor on B A; double the rank is usual.
         dropout: probability with which an input of A is dropped, in training alone.
         targets: all-linear for every linear layer but the head, or a list of layer names such as q_proj.
-        quantize: nf4 holds the frozen base in 4 bits (QLoRA, arXiv 2305.14314); needs a CUDA GPU.
+        quantize: nf4 holds the frozen base in 4 bits (QLoRA, arXiv 2305.14314).
         start: checkpoint of an adapter's training to go on from, on the same base; a fresh adapter otherwise.
     """
 

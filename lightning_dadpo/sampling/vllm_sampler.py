@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_dadpo.errors import ConfigError, DataError
-from lightning_dadpo.models.spec import ModelSpec, Precision
+from lightning_dadpo.models.spec import ModelSpec, Precision, refuse_quantized
 from lightning_dadpo.sampling.base import Sampled, SamplerSettings, nothing, prompt_seed
 
 __all__ = ["VllmSampler", "vllm_module"]
@@ -131,6 +131,7 @@ def _refuse(model: ModelSpec, precision: Precision, settings: SamplerSettings) -
         raise ConfigError(f"precision {precision}: vLLM has no autocast; expected {' or '.join(DTYPES)}")
     if model.gguf_file is not None:
         raise ConfigError("backend vllm: gguf_file is not supported there; expected a folder with safetensors")
+    refuse_quantized(model, "vLLM is given whole weights")
     if 0 < settings.temperature < LOWEST_TEMPERATURE:
         raise ConfigError(
             f"temperature {settings.temperature}: vLLM would raise it; expected 0, or at least {LOWEST_TEMPERATURE}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -17,8 +17,8 @@ from lightning_dadpo.models.adapters import attach_adapter, describe_adapter, is
 from lightning_dadpo.models.loading import load_model
 from lightning_dadpo.models.log_probs import check_trunk_and_head, describe_kernels
 from lightning_dadpo.models.modes import in_eval_mode
-from lightning_dadpo.models.quantization import require_nf4
-from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
+from lightning_dadpo.models.quantization import require_bitsandbytes, warn_of_noise
+from lightning_dadpo.models.spec import AdapterSpec, ModelSpec, refuse_quantized
 from lightning_dadpo.training.metrics import ExampleMeans
 from lightning_dadpo.training.optimization import Schedule, parameter_groups, warmup_then_cosine
 from lightning_dadpo.training.resuming import ObeyFlags
@@ -26,8 +26,8 @@ from lightning_dadpo.training.sharding import (
     gradient_norm,
     loading_under,
     prepare_strategy,
+    refuse_to_spread_quantized,
     shard_under,
-    weights_are_spread,
 )
 
 __all__ = ["StudentModule", "DescribesBatches", "logging_interval", "in_eval_mode"]
@@ -55,6 +55,9 @@ class StudentModule(L.LightningModule):
         adapter: train a LoRA adapter on the student, whose own weights then stand still and are in no checkpoint.
     """
 
+    trains_on: ClassVar[Literal["pairs", "responses"]]
+    """What its steps are given; a data module says what it `gives`."""
+
     def __init__(
         self,
         student: ModelSpec,
@@ -64,6 +67,7 @@ class StudentModule(L.LightningModule):
         adapter: AdapterSpec | None,
     ) -> None:
         super().__init__()
+        refuse_quantized(student, "weights of a student are trained (model.adapter.quantize is for an adapter's base)")
         self.student_spec, self.adapter = student, adapter
         self._adapter_contents: dict[str, Any] = {}
         self.optimizer = optimizer
@@ -81,19 +85,16 @@ class StudentModule(L.LightningModule):
         """Tell the strategy what it cannot find out, and refuse an adapter that cannot work here.
 
         Raises:
-            ConfigError: it needs a package, a GPU or another strategy.
+            ConfigError: it needs a package or another strategy.
         """
         strategy = self.trainer.strategy
         prepare_strategy(strategy)
         if self.adapter is not None:
             require_peft()
             if self.adapter.quantize is not None:
-                require_nf4(strategy.root_device)
-                if weights_are_spread(strategy):
-                    raise ConfigError(
-                        f"model.adapter.quantize {self.adapter.quantize}: {type(strategy).__name__} would spread 4-bit "
-                        "weights over ranks; expected ddp or one process"
-                    )
+                setting = f"model.adapter.quantize {self.adapter.quantize}"
+                require_bitsandbytes(setting)
+                refuse_to_spread_quantized(strategy, setting)
 
     def configure_model(self) -> None:
         """Load the student, in float32 and in training mode, with its adapter; Lightning may call this twice."""
@@ -114,14 +115,19 @@ class StudentModule(L.LightningModule):
         Args:
             spec: which model. trainable: whether its weights are trained. adapter: or this adapter on it.
         """
-        in_4_bits = adapter is not None and adapter.quantize is not None
-        with loading_under(self.trainer.strategy):
-            model = load_model(spec, nf4_on=self.trainer.strategy.root_device if in_4_bits else None)
+        strategy = self.trainer.strategy
+        held = spec if adapter is None else replace(spec, quantize=adapter.quantize)
+        if held.quantize is not None:
+            refuse_to_spread_quantized(strategy, f"model {spec.path!r}: quantize {held.quantize}")
+        if not trainable and self.trainer.is_global_zero:
+            warn_of_noise(spec)
+        with loading_under(strategy):
+            model = load_model(held, device=strategy.root_device)
         if adapter is None:
             model.requires_grad_(trainable)
         else:
             attach_adapter(model, adapter, spec)
-        shard_under(self.trainer.strategy, model)
+        shard_under(strategy, model)
         return model
 
     def _check_models(self) -> None:

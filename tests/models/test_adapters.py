@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 from lightning_dadpo.data.packing import pack
@@ -21,7 +20,6 @@ from lightning_dadpo.models.adapters import as_it_started, attach_adapter, descr
 from lightning_dadpo.models.loading import load_model, model_digest
 from lightning_dadpo.models.log_probs import check_trunk_and_head, model_log_probs
 from lightning_dadpo.models.pruning import decoder_layers
-from lightning_dadpo.models.quantization import require_nf4
 from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.models.stored_adapters import merge_adapter, read_adapter
 from tests.tiny import tiny_model
@@ -243,35 +241,6 @@ def test_without_peft_one_line_says_what_to_install(tiny_folder: Path, monkeypat
         adapted(tiny_folder)
 
 
-def test_4_bits_need_a_gpu_and_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"model\.adapter\.quantize nf4: needs a CUDA GPU, this is cpu"):
-        require_nf4(torch.device("cpu"))
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match=r"needs the package bitsandbytes \(pip install 'lightning-dadpo\[qlora\]'\)"):
-        require_nf4(torch.device("cuda", 0))
-
-
-def test_what_transformers_is_told_of_4_bits(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4-bit weights themselves are beyond a CPU; the arguments that ask for them are not."""
-    told: dict[str, Any] = {}
-
-    def loaded(path: str, **arguments: Any) -> Any:
-        told.update(arguments)
-        raise OSError("seen")
-
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", loaded)
-    with pytest.raises(DataError, match="seen"):
-        load_model(ModelSpec(str(tiny_folder)), nf4_on=torch.device("cuda", 1))
-    assert told["device_map"] == {"": torch.device("cuda", 1)}
-    config = told["quantization_config"].to_dict()
-    assert config["load_in_4bit"] is True
-    assert config["bnb_4bit_quant_type"] == "nf4"
-    assert config["bnb_4bit_use_double_quant"] is True
-    assert config["bnb_4bit_compute_dtype"] == "float32"
-    with pytest.raises(ConfigError, match="quantize nf4 needs its weights as safetensors"):
-        load_model(ModelSpec(str(tiny_folder), gguf_file="x.gguf"), nf4_on=torch.device("cuda", 1))
-
-
 def test_an_adapter_of_a_4_bit_base_is_merged_into_what_it_was_trained_on(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +251,8 @@ def test_an_adapter_of_a_4_bit_base_is_merged_into_what_it_was_trained_on(
         return (weight * 8).round(), "state"
 
     functional = SimpleNamespace(quantize_4bit=quantize, dequantize_4bit=lambda packed, state: packed / 8)
-    monkeypatch.setattr(quantization, "_bitsandbytes", lambda: SimpleNamespace(functional=functional))
+    package = SimpleNamespace(functional=functional)
+    monkeypatch.setattr(quantization, "require_bitsandbytes", lambda setting: package)
     settings: dict[str, Any] = {"rank": 2, "targets": ["q_proj"], "quantize": "nf4"}
     path = checkpoint(tmp_path / "a.ckpt", tiny_folder, adapted(tiny_folder, **settings), **settings)
     merged, plain = load_model(ModelSpec(str(tiny_folder))), load_model(ModelSpec(str(tiny_folder)))

@@ -327,8 +327,3 @@ def test_D7_from_dsft_s_adapter_to_preferences_the_reference_is_the_student_afte
     assert torch.allclose(log_probs(merged, setup), log_probs(module.student, setup), rtol=1e-5, atol=1e-5)
     card = (out / "README.md").read_text("utf-8")
     assert "(rank 4, alpha 16, all-linear; it went on from an earlier training's), merged into its base, of" in card
-
-
-def test_4_bits_are_refused_here_before_anything_loads(setup: Setup, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.adapter\.quantize nf4: needs a CUDA GPU, this is cpu"):
-        trainer(tmp_path).fit(adapted(setup, AdapterSpec(quantize="nf4")), datamodule=setup.data())

@@ -1,4 +1,4 @@
-"""QLoRA with bitsandbytes itself: its CPU kernels do what the GPU's do, slowly, so only the refusal is taken away."""
+"""QLoRA with bitsandbytes itself, whose CPU kernels do what the GPU's do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from lightning_dadpo.models.adapters import is_trained_weight
 from lightning_dadpo.models.export import export_checkpoint
 from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
-from lightning_dadpo.training import student
 from lightning_dadpo.training.checks import CheckScores
 from tests.scoring.example import Setup, make_setup, trainer
 from tests.training.test_adapters import KilledError, Seen, adapted, fit, log_probs, trained_weights
@@ -27,11 +26,6 @@ ADAPTER = AdapterSpec(rank=4, alpha=16.0, dropout=0.1, quantize="nf4")
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     return make_setup(tmp_path_factory.mktemp("4-bit"))
-
-
-@pytest.fixture(autouse=True)
-def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(student, "require_nf4", lambda device: None)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
