@@ -12,7 +12,7 @@ from lightning_dadpo.cli.experiment import Experiment, read_experiment
 from lightning_dadpo.cli.recipe import SHARDED, merged_settings, strategy_of
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.footprint import Footprint
-from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.training.memory import Layout, Parts, scoring_memory, training_memory
 
 __all__ = ["plan", "Mode", "Workload", "plan_modes"]
@@ -119,7 +119,9 @@ def plan(
     precision = settings.get("trainer", {}).get("precision") or _precision(kind)
     workload = _workload(said, settings, kind, pairs, prompt_tokens, response_tokens)
     strategy, devices = strategy_of(settings)
-    student, teacher = _footprints(said, Path(models), workload, precision, kind)
+    student, teacher = _footprints(said, Path(models), workload, precision, _adapter(settings))
+    if strategy in SHARDED and student.rounded:
+        raise ConfigError(f"trainer.strategy {strategy}: would spread rounded weights over ranks; expected ddp")
     layout = Layout(strategy, devices, precision == "bf16-mixed", workload.micro_batches(devices))  # type: ignore[arg-type]
     memory = GIB * (device_memory_gib or _memory_here(kind))
     rate = 1e12 * teraflops if teraflops is not None else _rate_here(precision)
@@ -161,19 +163,24 @@ def plan_modes(
         rate: FLOP/s of one device in large products.
     """
     tokens, predictions = workload.pairs * workload.pair_tokens, 2 * workload.pairs * workload.response_tokens
-    # the head's logits are made once more in the backward pass: 2 + 2 + 4 operations a weight instead of 6
-    training = workload.epochs * (6 * student.matrices * tokens + 8 * student.head * predictions)
-    reference, own = (2 * (m.matrices * tokens + m.head * predictions) for m in (student, teacher))
+    # the head's logits are made once more in the backward pass: 2 + 2 + 4 operations a weight instead of 6;
+    # under an adapter the model's own weights have no gradients, which are 2 of them
+    own = 2 if student.adapter else 0
+    training = (6 - own) * student.matrices * tokens + (8 - own) * student.head * predictions
+    training = workload.epochs * (training + 6 * student.adapter * tokens)
+    reference, of_teacher = (2 * (m.matrices * tokens + m.head * predictions) for m in (student, teacher))
     devices = layout.devices
-    checkpoint = (4 + 8) * student.parameters * (2 if layout.strategy != "one" else 1) + 4 * student.parameters
+    checkpoint = (4 + 8) * student.trained * (2 if layout.strategy != "one" else 1) + 4 * student.parameters
     found = []
     for name in ("live", "cached", "remote"):
         live = name == "live"
-        frozen = [student, teacher] if live else []
+        # a live reference of an adapter is the student itself, and the only one of a student in 4 bits
+        frozen = ([teacher] if student.adapter else [student, teacher]) if live else []
         parts = training_memory(student, frozen, layout, workload.pairs, 0 if live else 2)
         scored = [] if live else [student, teacher] if name == "cached" else [student]
         scoring_bytes = max((scoring_memory(m, 1, layout.mixed and m is teacher) for m in scored), default=0.0)
-        scoring = {"live": workload.epochs * (reference + own), "cached": reference + own, "remote": reference}[name]
+        passes = workload.epochs if live or student.rounded else 1
+        scoring = passes * reference + {"live": workload.epochs * of_teacher, "cached": of_teacher, "remote": 0}[name]
         seconds = training / (SHARE_OF_MATMUL_RATE["training"] * rate * devices)
         seconds += scoring / (SHARE_OF_MATMUL_RATE["scoring"] * rate * devices)
         found.append(
@@ -188,7 +195,9 @@ def plan_modes(
                 server_tokens=2 * workload.pairs * (workload.prompt_tokens + workload.response_tokens)
                 if name == "remote"
                 else 0,
-                fits=max(parts.total, scoring_bytes) <= memory,
+                # rounded weights are not spread (training/sharding.py)
+                fits=max(parts.total, scoring_bytes) <= memory
+                and not (live and teacher.rounded and layout.strategy in SHARDED),
             )
         )
     return found
@@ -230,7 +239,7 @@ def _workload(
 
 
 def _footprints(
-    said: Experiment, models: Path, workload: Workload, precision: Any, kind: str
+    said: Experiment, models: Path, workload: Workload, precision: Any, adapter: AdapterSpec | None
 ) -> tuple[Footprint, Footprint]:
     import torch
 
@@ -241,8 +250,23 @@ def _footprints(
     common = (lengths, workload.tokens_per_batch, precision, torch.device("cpu"))
     share = said.prune.share if said.prune is not None else 0.0
     teacher = _found(said.teacher, models)
-    student = teacher if said.student is None else _found(said.student, models)
-    return footprint(student, *common, remove_share=share), footprint(teacher, *common)
+    student = replace(teacher, quantize=None) if said.student is None else _found(said.student, models)
+    return footprint(student, *common, remove_share=share, adapter=adapter), footprint(teacher, *common)
+
+
+def _adapter(settings: dict[str, Any]) -> AdapterSpec | None:
+    """What `model.adapter` of the recipe says.
+
+    Raises:
+        ConfigError: it says what no adapter knows.
+    """
+    given = settings.get("model", {}).get("init_args", {}).get("adapter")
+    if given is None:
+        return None
+    try:
+        return AdapterSpec(**given)
+    except TypeError as error:
+        raise ConfigError(f"model.adapter: expected the fields of an adapter ({error})") from error
 
 
 def _found(spec: ModelSpec, models: Path) -> ModelSpec:
@@ -302,8 +326,7 @@ def _show(made: _Plan) -> None:
     table.add_row("million tokens for a server", *(f"{mode.server_tokens / 1e6:.3g}" for mode in modes))
     Console().print(table)
     print(
-        f"student {made.student.parameters / 1e6:.1f}M parameters in {made.student.layers} layers, teacher "
-        f"{made.teacher.parameters / 1e6:.1f}M in {made.teacher.layers}; {workload.pairs} pairs of "
+        f"student {_sizes(made.student)}, teacher {_sizes(made.teacher)}; {workload.pairs} pairs of "
         f"{workload.prompt_tokens} + 2 x {workload.response_tokens} tokens, {workload.epochs} epochs, "
         f"{layout.micro_batches} micro-batches of {workload.tokens_per_batch} tokens a step on each device. "
         "Drawing responses and dSFT are the same for all three and not counted; a server's time is its own."
@@ -316,6 +339,12 @@ def _show(made: _Plan) -> None:
         print(f"take none: {least:.1f} GiB at least, {there:.1f} there are; try {way} or fewer tokens_per_batch")
     else:
         print(f"take {taken.name}: {REASONS[taken.name]}")
+
+
+def _sizes(model: Footprint) -> str:
+    rounded = f", {model.rounded / 1e6:.1f}M of them in 8 or 4 bits" if model.rounded else ""
+    adapter = f" (an adapter of {model.adapter / 1e6:.1f}M is all that trains)" if model.adapter else ""
+    return f"{model.parameters / 1e6:.1f}M parameters in {model.layers} layers{rounded}{adapter}"
 
 
 REASONS = {

@@ -16,7 +16,9 @@ from lightning_dadpo.models.attention import masked_rows
 from lightning_dadpo.models.loading import autocast, model_without_weights
 from lightning_dadpo.models.log_probs import Kernels, model_log_probs, prepare
 from lightning_dadpo.models.pruning import decoder_layers
-from lightning_dadpo.models.spec import ModelSpec, Precision
+from lightning_dadpo.models.quantization import quantized_bytes
+from lightning_dadpo.models.spec import AdapterSpec, ModelSpec, Precision
+from lightning_dadpo.models.stored_adapters import target_layers
 from lightning_dadpo.types import PackedBatch
 
 __all__ = ["Footprint", "footprint"]
@@ -34,6 +36,9 @@ class Footprint:
         head: parameters of the output head.
         saved_bytes: what autograd keeps of the micro-batch for the backward pass, the head's part included.
         chunk_bytes: float32 logits of one chunk of the head.
+        adapter: weights of the adapter that is trained in place of the model's own; 0 where there is none.
+        rounded: parameters of linear layers that are held in 8 or 4 bits.
+        rounded_bytes: of those, and of the largest of their matrices, which is made whole while it multiplies.
     """
 
     parameters: int
@@ -43,6 +48,22 @@ class Footprint:
     head: int
     saved_bytes: int
     chunk_bytes: int
+    adapter: int = 0
+    rounded: int = 0
+    rounded_bytes: float = 0.0
+
+    @property
+    def trained(self) -> int:
+        """Weights that have gradients."""
+        return self.adapter or self.parameters
+
+    def weight_bytes(self, width: int) -> float:
+        """Of all weights.
+
+        Args:
+            width: bytes of one that is not rounded; an adapter's have four.
+        """
+        return width * (self.parameters - self.rounded) + self.rounded_bytes + 4.0 * self.adapter
 
 
 def footprint(
@@ -52,6 +73,7 @@ def footprint(
     precision: Precision,
     device: torch.device,
     remove_share: float = 0.0,
+    adapter: AdapterSpec | None = None,
 ) -> Footprint:
     """Count a model from its config alone.
 
@@ -63,9 +85,10 @@ def footprint(
         precision: of the forward pass.
         device: that it will run on.
         remove_share: share of the parameters that pruning will take out in whole layers.
+        adapter: that is trained on it.
 
     Raises:
-        ConfigError, DataError: the config cannot be read.
+        ConfigError, DataError: the config cannot be read, or the adapter finds no layer.
     """
     batch = _micro_batch(lengths, tokens_per_batch, device)
     layout = masked_rows(batch)  # real: how wide its rows are depends on what is in them
@@ -76,20 +99,54 @@ def footprint(
         while remove_share and total - _unique(model) < remove_share * total and len(layers) > 1:
             del layers[-1]  # which one makes no difference to what is counted
         model.config.num_hidden_layers = len(layers)
+        parameters, layer = _unique(model), max(_unique(layer) for layer in layers)
+        linear = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
+        matrices = sum(module.weight.numel() for module in linear)
+        kind = spec.quantize if adapter is None else adapter.quantize
+        rounded = 0.0 if kind is None else quantized_bytes(kind, linear) + 4.0 * max(m.weight.numel() for m in linear)
+        if adapter is not None:
+            _attach(model, adapter, spec.path)
         prepare(model, Kernels(spec.attention, spec.chunk_tokens))
         head = model.get_output_embeddings()
         chunk = min(spec.chunk_tokens or default_chunk_tokens(head.out_features, device), len(batch.targets))
         with _counted(model) as sizes, autocast(precision, device):
             model_log_probs(model, batch, layout).total.sum()
         return Footprint(
-            parameters=_unique(model),
+            parameters=parameters,
             layers=len(layers),
-            layer=max(_unique(layer) for layer in layers),
-            matrices=sum(m.weight.numel() for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)),
+            layer=layer,
+            matrices=matrices,
             head=head.weight.numel(),
             saved_bytes=sum(sizes.values()),
             chunk_bytes=4 * chunk * head.out_features,
+            adapter=_unique(model) - parameters,
+            rounded=0 if kind is None else matrices,
+            rounded_bytes=rounded,
         )
+
+
+class _Adapted(nn.Module):
+    """A linear layer under LoRA, as peft computes it; peft itself cannot be put into tensors without storage."""
+
+    def __init__(self, layer: nn.Linear, adapter: AdapterSpec) -> None:
+        super().__init__()
+        self.layer, self.dropout = layer.requires_grad_(False), nn.Dropout(adapter.dropout)
+        self.down = nn.Linear(layer.in_features, adapter.rank, bias=False)
+        self.up = nn.Linear(adapter.rank, layer.out_features, bias=False)
+        self.scale = adapter.alpha / adapter.rank
+
+    def forward(self, states: Tensor) -> Tensor:
+        answer: Tensor = self.layer(states) + self.up(self.down(self.dropout(states))) * self.scale
+        return answer
+
+
+def _attach(model: nn.Module, adapter: AdapterSpec, path: str) -> None:
+    model.requires_grad_(False)
+    for name in target_layers(model, adapter.targets, path):
+        parent, _, own = name.rpartition(".")
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        setattr(model.get_submodule(parent), own, _Adapted(layer, adapter))
 
 
 def _micro_batch(lengths: tuple[int, int, int], budget: int, device: torch.device) -> PackedBatch:

@@ -20,6 +20,8 @@ SCORE_BYTES = 420
 ALLOCATOR_SHARE = 0.5
 """Of the activations, kept by the allocator in pieces that fit nothing: 0.3 at 135M parameters, up to 0.8 for tiny
 models, measured with glibc; nothing where it gives every block back at once (MALLOC_MMAP_THRESHOLD_=65536)."""
+ALLOCATOR_SHARE_OF_ADAPTERS = 1.4
+"""The same for adapters, measured on a tiny model: of each layer's results fewer are kept and more are let go."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ def training_memory(
     held = sum(_frozen_bytes(model, layout) for model in frozen)
     gathered = _gathered(student, layout) + (sum(_whole_layers(model) for model in frozen) if spread else 0.0)
     scores = float(SCORE_BYTES * pairs * cached_anchors)
-    head = 4.0 * student.head
+    head = 0.0 if student.adapter else 4.0 * student.head
     work = student.saved_bytes + 2.0 * student.chunk_bytes + head
-    slack = ALLOCATOR_SHARE * student.saved_bytes
+    slack = (ALLOCATOR_SHARE_OF_ADAPTERS if student.adapter else ALLOCATOR_SHARE) * student.saved_bytes
     before = gradients if layout.micro_batches > 1 else 0.0
     early = Parts(weights, before, optimizer, work, held, gathered, scores, slack)
     late = Parts(weights, gradients, optimizer, head, held, gathered, scores, slack)
@@ -98,12 +100,13 @@ def training_memory(
 
 
 def _states(student: Footprint, layout: Layout) -> tuple[float, float, float]:
-    """Weights, gradients and optimizer states on one device."""
-    number, n = float(student.parameters), layout.devices
+    """Weights, gradients and optimizer states on one device; the last two of an adapter alone, where there is one."""
+    trained, n = float(student.trained), layout.devices
     deepspeed_mixed = layout.mixed and layout.strategy.startswith("deepspeed")
     # DeepSpeed trains bfloat16 weights beside float32 masters; everyone else float32 weights under autocast
-    weights, gradients = (2 * number, 2 * number) if deepspeed_mixed else (4 * number, 4 * number)
-    optimizer = (12 if layout.strategy.startswith("deepspeed") else 8) * number
+    width = 2 if deepspeed_mixed else 4
+    weights, gradients = student.weight_bytes(width), width * trained
+    optimizer = (12 if layout.strategy.startswith("deepspeed") else 8) * trained
     if layout.strategy in ("fsdp2", "deepspeed_zero3"):
         return weights / n, gradients / n, optimizer / n
     if layout.strategy == "deepspeed_zero2":
@@ -114,7 +117,7 @@ def _states(student: Footprint, layout: Layout) -> tuple[float, float, float]:
 def _frozen_bytes(model: Footprint, layout: Layout) -> float:
     width = 2 if layout.mixed and layout.strategy.startswith("deepspeed") else 4
     share = layout.devices if layout.strategy in ("fsdp2", "deepspeed_zero3") else 1
-    return width * model.parameters / share
+    return model.weight_bytes(width) / share
 
 
 def _whole_layers(model: Footprint) -> float:
@@ -124,7 +127,7 @@ def _whole_layers(model: Footprint) -> float:
 
 def _gathered(student: Footprint, layout: Layout) -> float:
     if layout.strategy == "fsdp2":
-        return _whole_layers(student) + 4.0 * student.layer
+        return _whole_layers(student) + (0.0 if student.adapter else 4.0 * student.layer)
     buckets = 2.0 * DEEPSPEED_BUCKET * (2 if layout.mixed else 4)
     if layout.strategy == "deepspeed_zero2":
         return buckets
@@ -139,5 +142,5 @@ def scoring_memory(model: Footprint, tokens: int, sixteen_bit: bool) -> float:
         tokens: of a batch of the scoring, as a multiple of that micro-batch's.
         sixteen_bit: bfloat16 weights.
     """
-    width = 2.0 if sixteen_bit else 4.0
-    return width * model.parameters + tokens * model.saved_bytes / model.layers + 2.0 * model.chunk_bytes
+    weights = model.weight_bytes(2 if sixteen_bit else 4)
+    return weights + tokens * model.saved_bytes / model.layers + 2.0 * model.chunk_bytes

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lightning_dadpo.cli.main import main
 from lightning_dadpo.cli.planning import Workload, plan_modes, recommended
@@ -59,6 +60,42 @@ def test_two_qwens_are_planned_though_the_width_of_their_logits_differs(tmp_path
 def test_an_unknown_objective_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(RECIPES / "qwen.yaml"), *EIGHT_H100, "--objective", "ipo"]) == 2
     assert "--objective ipo" in capsys.readouterr().err
+
+
+def with_adapter(tmp_path: Path, *recipes: str, **trainer: Any) -> str:
+    """The Qwen recipe with further files, in a file of its own; the path without its ending."""
+    said = yaml.safe_load((RECIPES / "qwen.yaml").read_text("utf-8"))
+    first = next(iter(said["objectives"].values()))
+    first["configs"] += [f"configs/recipes/{name}.yaml" for name in recipes]
+    first.setdefault("settings", {}).setdefault("trainer", {}).update(trainer)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said), "utf-8")
+    return str(tmp_path / "mine")
+
+
+def test_an_adapter_is_all_that_has_gradients_and_moments_in_a_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By hand, for a decoder layer of 1536 (key and value 256, MLP 8960), 28 of them."""
+    sizes = ((1536, 1536), (1536, 256), (1536, 256), (1536, 1536), (1536, 8960), (1536, 8960), (8960, 1536))
+    one = {"devices": 1, "strategy": "auto"}
+    lora = planned(tmp_path, with_adapter(tmp_path, "lora", **one), "--pairs", "100")
+    adapter = 28 * 16 * sum(wide + narrow for wide, narrow in sizes)
+    assert lora["student"]["adapter"] == adapter == 18_464_768
+    parts = lora["modes"]["cached"]["parts"]
+    assert parts["optimizer"] == 8 * adapter
+    assert parts["weights"] == 4 * (lora["student"]["parameters"] + adapter)
+    teacher = 4 * lora["teacher"]["parameters"]  # the reference is the student, its adapter off
+    assert lora["modes"]["live"]["parts"]["frozen"] == teacher
+    assert "(an adapter of 18.5M is all that trains)" in capsys.readouterr().out
+
+    qlora = planned(tmp_path, with_adapter(tmp_path, "lora", "qlora", **one), "--pairs", "100")
+    matrices = 28 * sum(wide * narrow for wide, narrow in sizes)
+    assert qlora["student"]["rounded"] == matrices
+    saved = parts["weights"] - qlora["modes"]["cached"]["parts"]["weights"]
+    assert saved == pytest.approx(matrices * (4 - 0.515869) - 4 * 1536 * 8960, rel=1e-5)
+    path = f"{with_adapter(tmp_path, 'lora', 'qlora', devices=8, strategy='deepspeed_stage_3')}.yaml"
+    assert main(["plan", path, *EIGHT_H100]) == 2
+    assert "deepspeed_zero3: would spread rounded weights over ranks; expected ddp" in capsys.readouterr().err
 
 
 SMALL = Footprint(1000, 2, 300, 500, 400, 10_000, 100)
