@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.training.checkpoints import LastCheckpoint
+from lightning_dadpo.training.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_dadpo.training.optimization import Schedule
 from lightning_dadpo.training.resuming import check_checkpoint
 from tests.scoring.example import Setup, make_setup, trainer
@@ -178,3 +181,63 @@ def test_a_checkpoint_that_another_strategy_or_another_number_of_processes_wrote
         check_checkpoint(spread, str(killed))
     with pytest.raises(ConfigError, match=r"is a folder, and SingleDeviceStrategy reads one file"):
         check_checkpoint(alone, str(folder))
+
+
+class Logs(Logger):
+    """Everything that was logged, by its step."""
+
+    name, version = "logs", "0"
+
+    def __init__(self) -> None:
+        self.steps: dict[int, dict[str, float]] = {}
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.steps.setdefault(int(step or 0), {}).update(metrics)
+
+    def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+
+DRILLS: dict[str, tuple[Callable[[], list[L.Callback]], dict[str, Any]]] = {
+    "every second step is logged": (list, {"log_every_n_steps": 2}),
+    "ended by steps": (list, {"max_steps": 5, "max_epochs": -1}),
+    "stopped early": (
+        lambda: [EarlyStopping("val/loss", min_delta=1000.0, patience=1)],
+        {"max_epochs": 5, "limit_val_batches": 1.0},
+    ),
+    "the first is the best": (lambda: [BestCheckpoint("val/loss", "min")], {"limit_val_batches": 1.0}),
+    "the last is the best": (
+        lambda: [BestCheckpoint("val/loss", "max")],
+        {"limit_val_batches": 1.0, "val_check_interval": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRILLS)
+def test_D4_killed_twice_a_run_logs_stops_and_keeps_what_the_undisturbed_one_does(
+    setup: Setup, tmp_path: Path, name: str
+) -> None:
+    """Killed in the middle of either epoch, between two logged steps, before and behind what was best."""
+    callbacks, settings = DRILLS[name]
+    start = None
+    logs: dict[str, dict[int, dict[str, float]]] = {"whole": {}, "killed": {}}
+    for root, dies_before in (("whole", None), ("killed", 1), ("killed", 4), ("killed", None)):
+        seen, losses = Logs(), Losses(dies_before)
+        with nullcontext() if dies_before is None else pytest.raises(KilledError):
+            train(setup, tmp_path / root, [losses, *callbacks()], start, logger=seen, **settings)
+        for step, values in seen.steps.items():
+            logs[root].setdefault(step, {}).update(values)
+        start = None if root == "whole" else tmp_path / "killed" / "checkpoints" / "last.ckpt"
+        start = start if start is not None and start.exists() else None
+    assert logs["killed"] == logs["whole"]
+    files = sorted(path.name for path in (tmp_path / "whole" / "checkpoints").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert ("best.ckpt" in files) == ("best" in name)
+    for file in files:
+        ours, theirs = (torch.load(tmp_path / root / "checkpoints" / file, weights_only=True) for root in logs)
+        assert ours["global_step"] == theirs["global_step"]
+        assert all(torch.equal(ours["state_dict"][key], value) for key, value in theirs["state_dict"].items())
+        if file == "last.ckpt":
+            assert ours["global_step"] == (5 if name == "ended by steps" else 6)
+        elif name == "the first is the best":
+            assert ours["global_step"] == 3
