@@ -64,10 +64,10 @@ class Kill:
 class Walk:
     """One experiment's folder, and what is to happen there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **changes: Any) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
-        self.experiment = write_experiment(folder)
+        self.experiment = write_experiment(folder, **changes)
         self.kills, self.go = folder / "kills.jsonl", folder / "go"
         self.deadline = time.monotonic() + LIMIT
 
