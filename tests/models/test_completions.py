@@ -156,7 +156,7 @@ def test_a_key_is_in_nothing_that_is_said(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("MY_SERVER_KEY", KEY)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-another")
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     server.key, server.always = "something else", status
     error = refusal(server, api_key_variable="MY_SERVER_KEY", attempts=1)
     printed = capfd.readouterr()

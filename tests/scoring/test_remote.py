@@ -295,7 +295,7 @@ def test_a_key_is_in_nothing_that_is_written_or_printed(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("MY_SERVER_KEY", KEY)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     server.key = KEY
     server.after = lambda number: setattr(server, "key", KEY if number < PROBE + 4 else "changed")
     arguments = [
