@@ -7,7 +7,7 @@ import math
 import random
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,82 +212,105 @@ def expected(home: Path, student: Any, shown: list[str]) -> dict[str, float]:
     return dict(zip(NAMES, values, strict=True))
 
 
-def test_numbers_equal_an_independent_computation_from_a_yaml(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """End to end through the command line's parser: columns, monitor, texts."""
-    keeper = Keeper()
-    monitor = {"monitor": "val/reverse_kl", "mode": "min", "dirpath": str(tmp_path / "best")}
+@dataclass(frozen=True)
+class Watched:
+    """A training from a YAML, and what it left.
+
+    Attributes:
+        root: its folder. trainer: as it ended.
+        students: by the step at which they were measured.
+    """
+
+    root: Path
+    trainer: L.Trainer
+    students: dict[int, Any]
+
+
+def configuration(home: Path, root: Path) -> dict[str, Any]:
+    """Five steps of two responses, validated every two, watched on three prompts; best and early stop by a distance."""
+    answers = str(home / "answers")
     watching = {
         "teacher": {"path": str(home / "teacher")},
-        "teacher_responses": str(home / "answers"),
+        "teacher_responses": answers,
         "reference_responses": str(home / "references"),
         "prompts": 3,
         "sampler": {"temperature": 0, "max_new_tokens": 6, "seed": 5},
     }
-    answers = str(home / "answers")
-    config = {
-        "trainer": {
-            "default_root_dir": str(tmp_path),
-            "accelerator": "cpu",
-            "precision": "32-true",
-            "max_steps": 5,
-            "val_check_interval": 2,
-            "check_val_every_n_epoch": None,
-            "log_every_n_steps": 1,
-            "num_sanity_val_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            "logger": {
-                "class_path": "lightning.pytorch.loggers.CSVLogger",
-                "init_args": {"save_dir": str(tmp_path), "name": "", "version": "curves"},
-            },
-            "callbacks": [
-                {"class_path": "lightning_dadpo.training.watch.WatchDistances", "init_args": watching},
-                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": monitor},
-                {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": NAMES[0]}},
-            ],
-        },
-        "model": {"student": {"path": str(home / "student")}},
-        "data": {
-            "train": {"folder": answers},
-            "validation": {"folder": answers, "split": "validation"},
-            "responses_per_step": 2,
-        },
+    curves = {"save_dir": str(root), "name": "", "version": "curves"}
+    monitor = {"monitor": "val/reverse_kl", "mode": "min", "dirpath": str(root / "best")}
+    trainer = {
+        "default_root_dir": str(root),
+        "accelerator": "cpu",
+        "precision": "32-true",
+        "max_steps": 5,
+        "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": curves},
+        "callbacks": [
+            {"class_path": "lightning_dadpo.training.watch.WatchDistances", "init_args": watching},
+            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": monitor},
+            {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": NAMES[0]}},
+        ],
     }
-    (tmp_path / "config.yaml").write_text(json.dumps(config))
-    monkeypatch.setattr(sys, "argv", ["dadpo", "fit", "-c", str(tmp_path / "config.yaml")])
-    trainer = LightningCLI(
-        SupervisedModule, SupervisedData, save_config_callback=None, seed_everything_default=False,
-        auto_configure_optimizers=False, trainer_defaults={"callbacks": [keeper]},
-    ).trainer  # fmt: skip
+    data = {"train": {"folder": answers}, "validation": {"folder": answers, "split": "validation"}}
+    return {
+        "trainer": trainer,
+        "model": {"student": {"path": str(home / "student")}},
+        "data": data | {"responses_per_step": 2},
+    }
 
-    rows = samples(tmp_path)
+
+@pytest.fixture(scope="module")
+def watched(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """End to end through the command line's parser."""
+    keeper, root = Keeper(), tmp_path_factory.mktemp("watched")
+    (root / "config.yaml").write_text(json.dumps(configuration(home, root)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "inference_precision", lambda device: "32-true")
+        patch.setattr(sys, "argv", ["dadpo", "fit", "-c", str(root / "config.yaml")])
+        trainer = LightningCLI(
+            SupervisedModule, SupervisedData, save_config_callback=None, seed_everything_default=False,
+            auto_configure_optimizers=False, trainer_defaults={"callbacks": [keeper]},
+        ).trainer  # fmt: skip
+    return Watched(root, trainer, keeper.students)
+
+
+def test_numbers_equal_an_independent_computation_from_a_yaml(home: Path, watched: Watched) -> None:
+    rows = samples(watched.root)
     assert [row["step"] for row in rows] == [0] * 3 + [2] * 3 + [4] * 3 + [5] * 3
     shown = [row["prompt_id"] for row in rows[:3]]
     assert len(set(shown)) == 3
     assert [row["prompt_id"] for row in rows] == shown * 4
-    tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
     for step in (0, 2, 4, 5):
-        found = {name: curve(tmp_path, name)[max(0, step - 1)] for name in NAMES}
-        assert found == pytest.approx(expected(home, keeper.students[step], shown), rel=1e-4)
-    assert len(set(curve(tmp_path, NAMES[1]).values())) == 4
-    for row in rows:
+        found = {name: curve(watched.root, name)[max(0, step - 1)] for name in NAMES}
+        assert found == pytest.approx(expected(home, watched.students[step], shown), rel=1e-4)
+    assert len(set(curve(watched.root, NAMES[1]).values())) == 4
+
+
+def test_every_text_is_the_one_that_was_measured(watched: Watched, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(tmp_path)
+    for row in samples(watched.root):
         number = int(row["prompt_id"][1:])
         assert number % 2
         assert (row["prompt"], row["teacher"]) == (f"question {number}", f"teacher says {number} \u2028 <b>")
         assert row["reference"] == f"reference says {number} \u2028 <b>"
-        drawn = greedy(keeper.students[row["step"]], ids(number, 3 + number))
+        drawn = greedy(watched.students[row["step"]], ids(number, 3 + number))
         assert row["student"] == tokenizer.decode(drawn, skip_special_tokens=True)
 
-    validated = {step: curve(tmp_path, "val/reverse_kl")[step - 1] for step in (2, 4)}
+
+def test_a_distance_can_be_monitored(watched: Watched) -> None:
+    validated = {step: curve(watched.root, "val/reverse_kl")[step - 1] for step in (2, 4)}
     best = min(validated, key=lambda step: validated[step])
-    checkpoint = trainer.checkpoint_callback
+    checkpoint = watched.trainer.checkpoint_callback
     assert isinstance(checkpoint, ModelCheckpoint)
     assert float(checkpoint.best_model_score) == pytest.approx(validated[best])
     assert f"step={best}" in checkpoint.best_model_path
-    assert any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)
+    assert any(isinstance(callback, EarlyStopping) for callback in watched.trainer.callbacks)
 
 
 def test_C4_training_is_the_same_with_and_without_the_callback(home: Path, tmp_path: Path) -> None:
