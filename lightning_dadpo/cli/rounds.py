@@ -90,6 +90,11 @@ class Sides:
     rejected_from: str
     seed: int
 
+    @property
+    def students(self) -> str | None:
+        """Responses of a student, to show beside those of the one in training; None where the teacher drew them."""
+        return None if self.rejected_from == TEACHER else self.rejected
+
 
 def name_in(objective: str, number: int) -> str:
     """What an objective's student is called in a round."""
@@ -165,7 +170,7 @@ def plan_first_round(world: World, sides: Sides | None, objectives: dict[str, Fi
 
 
 def _distil(world: World, name: str, recipe: FitRecipe, sides: Sides | None) -> ModelSpec:
-    rejected = None if sides is None else sides.rejected
+    rejected = None if sides is None else sides.students
     overlay = overlays.distillation(world.dsft, world.teacher, world.answers, world.planner.experiment.keep_cut)
     overlay |= overlays.callbacks([], world.teacher, world.answers, rejected, recipe)
     return ModelSpec(world.planner.fit(name, recipe, overlay, [world.answers])[1])
@@ -215,7 +220,7 @@ def _train(
     by_text = [scores[anchor] for anchor in said.anchors if anchor in scores]
     checks = [overlays.check_scores(world.teacher, start == reference, said.chosen_from == TEACHER)]
     overlay = overlays.preference(student, pairs, anchors, by_text)
-    overlay |= overlays.callbacks(checks, world.teacher, world.answers, sides.rejected, recipe)
+    overlay |= overlays.callbacks(checks, world.teacher, world.answers, sides.students, recipe)
     made_with = [world.answers, sides.rejected, sides.pairs]
     training, made = planner.fit(name_in(name, number), recipe, overlay, made_with)
     world.paired.setdefault(name, []).append(sides.pairs)

@@ -239,6 +239,8 @@ def test_candidates_of_one_model() -> None:
     pairs = teacher["pairs"].settings
     assert pairs["chosen"] == pairs["rejected"] == str(teacher["sample-teacher"].folder)
     assert not {"sample-rejected", "judged"} & set(teacher)
+    watched = [found["dadpo"].settings["trainer"]["callbacks+"][1]["init_args"] for found in (student, teacher)]
+    assert [one["reference_responses"] for one in watched] == [str(student["sample-rejected"].folder), None]
 
 
 @pytest.mark.parametrize(
