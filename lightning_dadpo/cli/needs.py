@@ -55,7 +55,7 @@ def needs_of(name: str, recipe: FitRecipe) -> Needs:
         _built(TokenDivergence, model["loss"], place)
         return Needs("responses", live_teacher=True)
     loss = _built(PreferenceObjective, model["loss"], place)
-    terms = [term["term"] for term in (model.get("terms") or {}).values()]
+    terms = [term["term"] for term in (model.get("terms") or {}).values() if "term" in term]
     live = any(issubclass(_class(term, place), TokenDivergence) for term in terms)
     return Needs("pairs", tuple(loss.anchors), live)
 
@@ -68,7 +68,9 @@ def _model(recipe: FitRecipe) -> tuple[str, dict[str, Any]]:
         module = part.get("class_path", module).rsplit(".", 1)[-1]
         arguments = dict(part.get("init_args") or {})
         if "loss" in arguments:
-            arguments["loss"] = _over(model.get("loss", {}), arguments["loss"])
+            said_now = arguments["loss"]
+            said_now = {"class_path": said_now} if isinstance(said_now, str) else said_now
+            arguments["loss"] = _over(model.get("loss", {}), said_now)
         model |= arguments
     return module, model
 

@@ -272,6 +272,8 @@ def test_a_share_out_of_range_is_refused() -> None:
     ("settings", "said"),
     [
         ({"loss": {"class_path": "Nope"}}, "model.init_args.loss: "),
+        ({"loss": "Nope"}, "model.init_args.loss: "),
+        ({"loss": {"class_path": "DPO", "init_args": {"beta": "much"}}}, "Got value: much"),
         ({"loss": {"init_args": {"beta_teacher": -1}}}, "beta of anchor 'teacher' is -1.0"),
         ({"terms": {"x": {"weight": 1.0, "term": {"class_path": "Nope"}}}}, "terms: no class 'Nope'"),
     ],
