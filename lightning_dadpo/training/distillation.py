@@ -125,7 +125,7 @@ class DistillationModule(StudentModule):
     def _continued_from(self, said: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """See `StudentModule`; another teacher would be another loss from here on."""
         was, now = said.get("teacher", {}), asdict(self.teacher_spec)
-        same = {f"teacher.{name}": (was.get(name), now[name]) for name in ("path", "revision", "gguf_file")}
+        same = {f"teacher.{name}": (was.get(name), now[name]) for name in ("path", "revision", "gguf_file", "quantize")}
         return super()._continued_from(said) | same
 
     def _evaluate(self, batch: ResponseBatch, own: Tensor) -> dict[str, Tensor]:

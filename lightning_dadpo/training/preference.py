@@ -184,7 +184,7 @@ class PreferenceModule(StudentModule):
     def _anchor_contents(self) -> dict[str, str]:
         """What each anchor says, as far as it can be known without asking: a digest of its scores, or its model."""
         return {
-            name: f"{source.model.path} {source.adapter or ''}".rstrip()
+            name: _contents(source.model, source.adapter)
             if source.model is not None
             else read_manifest(str(source.scores), "scores").files["rows.jsonl"]
             for name, source in self.anchor_sources.items()
@@ -265,6 +265,12 @@ class PreferenceModule(StudentModule):
 
 def _start_of(model: ModelSpec, adapter: str | None) -> tuple[ModelSpec, Path | None]:
     return model.resolved(), None if adapter is None else Path(adapter).resolve()
+
+
+def _contents(model: ModelSpec, adapter: str | None) -> str:
+    """What decides a live anchor's numbers, as far as it is said."""
+    parts = (model.path, model.revision, model.gguf_file, model.quantize, adapter)
+    return " ".join(part for part in parts if part is not None)
 
 
 def _named(model: ModelSpec, adapter: str | None) -> str:

@@ -22,7 +22,10 @@ from tests.scoring.example import Setup, make_setup, trainer
 from tests.training.test_resume import Losses
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'lightning-dadpo[quantize]'")
-pytestmark = pytest.mark.filterwarnings("ignore:.*module.* in eval mode at the start of training")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*module.* in eval mode at the start of training",
+    "ignore:.*Checkpoint directory .* exists and is not empty",
+)
 KINDS: tuple[Quantization, ...] = ("int8", "nf4")
 
 
@@ -62,6 +65,22 @@ def test_scored_beforehand_and_asked_live_it_says_the_same_and_not_what_the_whol
     assert not any(parameter.requires_grad for parameter in module.frozen.parameters())
     saved = torch.load(tmp_path / "live" / "checkpoints" / "last.ckpt", weights_only=True)
     assert not any(key.startswith("frozen.") for key in saved["state_dict"])
+
+
+def test_a_live_teacher_that_is_held_otherwise_is_another_one_to_a_resumed_training(
+    setup: Setup, tmp_path: Path
+) -> None:
+    trained(setup, tmp_path, AnchorSource(model=ModelSpec(str(setup.teacher), quantize="nf4")))
+    whole = setup.module(
+        anchors={
+            "reference": AnchorSource(scores=str(setup.reference_scores)),
+            "teacher": AnchorSource(model=ModelSpec(str(setup.teacher))),
+        }
+    )
+    with pytest.raises(ConfigError, match=r"anchors.teacher was \S+/teacher nf4 and is \S+/teacher now"):
+        trainer(tmp_path, [LastCheckpoint()], max_epochs=2).fit(
+            whole, datamodule=setup.data(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt"
+        )
 
 
 def test_weights_that_are_spread_over_ranks_stay_whole() -> None:
