@@ -34,7 +34,9 @@ FEWEST_PLACES = 2
 SHIFTED_NATS = 0.25
 """Between a token offered and the same token read a server in 16 bits moves by hundredths of a nat, a token that is
 not the one meant by nats."""
-STEADY_NATS = 1e-3
+STEADY_NATS = 0.02
+"""What a token moves by on a server in 16 bits when others keep it busy, which was perhaps not so when it was measured;
+other weights, or the same ones in fewer bits, move some token of the probe by more."""
 CHANGED_FACTOR = 4
 """METHOD, consequence 3: four times the difference between two ways to ask the same."""
 
