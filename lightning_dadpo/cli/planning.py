@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_dadpo.cli.experiment import Experiment, read_experiment
+from lightning_dadpo.cli.needs import needs_of
 from lightning_dadpo.cli.recipe import SHARDED, merged_settings, strategy_of
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.footprint import Footprint
@@ -94,7 +95,8 @@ def plan(
 ) -> int:
     """Say what an experiment's preference training takes: memory by part, disk, FLOPs, hours, for each kind of teacher.
 
-    Nothing is loaded: models are counted from their configs alone.
+    Nothing is loaded: models are counted from their configs alone. A loss that asks for the teacher's logits is planned
+    with a live teacher alone.
 
     Args:
         experiment: its YAML, as for `dadpo run`.
@@ -114,6 +116,9 @@ def plan(
     name = objective or next(iter(said.objectives))
     if name not in said.objectives:
         raise ConfigError(f"--objective {name}: {experiment} has {', '.join(said.objectives)}")
+    needs = needs_of(name, said.objectives[name])
+    if needs.trains_on != "pairs":
+        raise ConfigError(f"--objective {name}: trains on responses; only trainings on pairs can be planned")
     settings = merged_settings(said.objectives[name])
     kind = device or default_device().type
     precision = settings.get("trainer", {}).get("precision") or _precision(kind)
@@ -126,6 +131,8 @@ def plan(
     memory = GIB * (device_memory_gib or _memory_here(kind))
     rate = 1e12 * teraflops if teraflops is not None else _rate_here(precision)
     modes = plan_modes(student, teacher, workload, layout, memory, rate)
+    if needs.live_teacher:  # its logits are asked for, which no table holds and no server gives
+        modes = [mode for mode in modes if mode.name == "live"]
     made = _Plan(f"{said.name}, {name}", student, teacher, workload, layout, modes, memory)
     _show(made)
     if out is not None:
@@ -338,7 +345,7 @@ def _show(made: _Plan) -> None:
         there = made.memory / GIB
         print(f"take none: {least:.1f} GiB at least, {there:.1f} there are; try {way} or fewer tokens_per_batch")
     else:
-        print(f"take {taken.name}: {REASONS[taken.name]}")
+        print(f"take {taken.name}: {REASONS[taken.name] if len(modes) > 1 else 'the loss asks for its logits'}")
 
 
 def _sizes(model: Footprint) -> str:

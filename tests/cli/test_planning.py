@@ -98,6 +98,27 @@ def test_an_adapter_is_all_that_has_gradients_and_moments_in_a_plan(
     assert "deepspeed_zero3: would spread rounded weights over ranks; expected ddp" in capsys.readouterr().err
 
 
+def with_loss(tmp_path: Path, loss: str) -> str:
+    """The Qwen recipe with another loss."""
+    said = yaml.safe_load((RECIPES / "qwen.yaml").read_text("utf-8"))
+    first = next(iter(said["objectives"].values()))
+    first["configs"] = [file.replace("loss/dadpo.", f"loss/{loss}.") for file in first["configs"]]
+    if loss == "forward_kl":
+        first["configs"] = [file.replace("preference", "distillation") for file in first["configs"]]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said), "utf-8")
+    return str(tmp_path / "mine")
+
+
+def test_a_loss_that_asks_for_logits_is_planned_with_a_live_teacher_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = planned(tmp_path, with_loss(tmp_path, "dadpo_reverse_kl"), "--pairs", "100")
+    assert list(found["modes"]) == ["live"]
+    assert main(["plan", f"{with_loss(tmp_path, 'forward_kl')}.yaml", *EIGHT_H100]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == "error: --objective dadpo: trains on responses; only trainings on pairs can be planned"
+
+
 SMALL = Footprint(1000, 2, 300, 500, 400, 10_000, 100)
 LARGE = replace(SMALL, parameters=100_000, layers=20, layer=4_900, matrices=98_000)
 WORK = Workload(100, 10, 20, 1, 16, 512)
