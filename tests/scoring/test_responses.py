@@ -20,6 +20,7 @@ from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.scoring import responses as stage
 from lightning_dadpo.scoring.responses import score_responses
 from tests import oracles
+from tests.ranks import ended, start_ranks
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
 
 
@@ -116,6 +117,17 @@ def test_C3_a_killed_run_scores_only_what_is_missing(
     assert sum(asked) < 6
     monkeypatch.setattr(stage, "load_frozen", lambda *_: pytest.fail("loaded again"))
     assert scored(tiny_folder, responses, tmp_path / "out", tokens_per_batch=40) == whole
+
+
+def test_several_processes_write_the_bytes_of_one(tiny_folder: Path, tmp_path: Path) -> None:
+    responses = kept(tmp_path / "responses", written(tiny_folder))
+    scored(tiny_folder, responses, tmp_path / "one", tokens_per_batch=40)
+    command = ["score-responses", "--model.path", str(tiny_folder), "--responses", responses, "--precision", "32-true"]
+    command += ["--tokens_per_batch", "40", "--out", str(tmp_path / "two")]
+    ranks = start_ranks(tmp_path / "logs", 2, lambda rank: main(command))
+    assert ended(ranks) == [0, 0], [rank.said for rank in ranks]
+    assert (tmp_path / "two" / "rows.jsonl").read_bytes() == (tmp_path / "one" / "rows.jsonl").read_bytes()
+    assert not ranks[1].said
 
 
 def test_a_model_that_reads_other_words_is_refused_in_one_line(
