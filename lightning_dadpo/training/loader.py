@@ -120,7 +120,10 @@ class PlannedLoader(DataLoader[Any]):
         for name, value in self.identity.items():
             was = state["identity"].get(name)
             if was != value:
-                raise ConfigError(f"cannot resume: {name} was {was} and is {value} now")
+                # also further epochs can hold a step that needs one more
+                decided = " (trainer.accumulate_grad_batches or data.tokens_per_batch decide that)"
+                why = decided if name == "micro_batches" else ""
+                raise ConfigError(f"cannot resume: {name} was {was} and is {value} now{why}")
         self.order.epoch = state["epoch"]
         self.order.skip = state["handed_out"] % max(1, len(self.order))
 
