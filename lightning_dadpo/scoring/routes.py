@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import normalize
 
 from lightning_dadpo.data.chat import render_prompt
 from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.data.row_store import RowStore
-from lightning_dadpo.data.rows import FinishReason, PairRow
+from lightning_dadpo.data.rows import FinishReason, PairRow, ResponseRow
 from lightning_dadpo.data.tokenizers import tokenizer_difference
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.models.loading import load_tokenizer
@@ -17,7 +18,7 @@ from lightning_dadpo.scoring.audit import audit_rows
 from lightning_dadpo.scoring.reading import Route, read_pair
 from lightning_dadpo.scoring.text_pairs import TextPairs
 
-__all__ = ["rows_to_read", "as_text", "check_reads_the_same_text", "check_same_tokenizer"]
+__all__ = ["rows_to_read", "as_text", "check_reads_the_same_text", "check_own_words", "check_same_tokenizer"]
 
 LOOKED_AT = 32
 """Pairs that are asked which tokenizer their ids belong to."""
@@ -128,9 +129,7 @@ def _read_otherwise(tokenizer: Any, pairs: Sequence[PairRow]) -> PairRow | None:
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def fits(ids: list[int], text: str, finish: FinishReason) -> bool:
-        return text.strip() in tokenizer.decode(ids, skip_special_tokens=True) and (
-            finish == "length" or ids[-1] in special
-        )
+        return _says(tokenizer, ids, text) and (finish == "length" or ids[-1] in special)
 
     other = [
         pair
@@ -139,6 +138,50 @@ def _read_otherwise(tokenizer: Any, pairs: Sequence[PairRow]) -> PairRow | None:
         or not fits(pair.rejected_token_ids, pair.rejected_text, pair.rejected_finish_reason)
     ]
     return other[0] if 2 * len(other) > len(looked_at) else None
+
+
+def _says(tokenizer: Any, ids: list[int], text: str) -> bool:
+    """Whether ids are this text; white space and forms of one character, which tokenizers may change, aside."""
+    wanted, found = (
+        "".join(normalize("NFKC", said).split()) for said in (text, tokenizer.decode(ids, skip_special_tokens=True))
+    )
+    return wanted in found
+
+
+def check_own_words(student: ModelSpec, rows: Sequence[PairRow] | Sequence[ResponseRow], place: str) -> None:
+    """Refuse to train a student on another tokenizer's ids: the losses would be finite, and it would learn other words.
+
+    Args:
+        student: the model that is trained.
+        rows: some of them are decoded and compared with their text.
+        place: what they are, for the message: `data.train`.
+
+    Raises:
+        DataError: most of them read otherwise; the message names one.
+    """
+    if (tokenizer := _tokenizer_of(student)) is None:
+        return
+    looked_at = [rows[at] for at in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
+    other = [row for row in looked_at if not all(_says(tokenizer, *said) for said in _responses(row))]
+    if 2 * len(other) > len(looked_at):
+        raise DataError(
+            f"{place}: to {student.path!r} the ids of the response to prompt {other[0].prompt_id!r} are other words "
+            "than their text; another tokenizer made them: give what `dadpo reread` makes of the responses"
+        )
+
+
+def _tokenizer_of(model: ModelSpec) -> Any | None:
+    """A model's tokenizer; None where its folder holds none: bare weights that somebody gives ids to can be trained."""
+    try:
+        return load_tokenizer(model)
+    except DataError:
+        return None
+
+
+def _responses(row: PairRow | ResponseRow) -> list[tuple[list[int], str]]:
+    if isinstance(row, ResponseRow):
+        return [(row.token_ids, row.text)]
+    return [(row.chosen_token_ids, row.chosen_text), (row.rejected_token_ids, row.rejected_text)]
 
 
 SCORE_FIRST = "score the text to disk first (dadpo score) and give `scores: FOLDER`"
@@ -158,7 +201,10 @@ def check_same_tokenizer(ours: ModelSpec, theirs: ModelSpec, name: str, instead:
     """
     if ours.resolved() == theirs.resolved():
         return
-    if (difference := tokenizer_difference(load_tokenizer(ours), load_tokenizer(theirs))) is not None:
+    one, other = _tokenizer_of(ours), _tokenizer_of(theirs)
+    if one is None or other is None:
+        return
+    if (difference := tokenizer_difference(one, other)) is not None:
         raise ConfigError(
             f"{name}: {theirs.path!r} has another tokenizer than {ours.path!r} ({difference}), so it cannot be asked "
             f"for every batch; {instead}"

@@ -25,6 +25,7 @@ from lightning_dadpo.models.loading import load_tokenizer
 from lightning_dadpo.models.numerics import default_tokens_per_batch
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.scoring.cached import left_out_of
+from lightning_dadpo.scoring.routes import check_own_words
 from lightning_dadpo.training.loader import PlannedLoader, evaluation_loader
 
 __all__ = ["PairSource", "ResponseSource", "PreferenceData", "SupervisedData"]
@@ -172,8 +173,9 @@ class _PlannedData(L.LightningDataModule, ABC):
 
         Raises:
             ConfigError: the module trains on something else.
+            DataError: there are no rows, or their ids are another tokenizer's than the student's.
         """
-        module = getattr(self._trainer, "lightning_module", None)
+        module = getattr(self.trainer, "lightning_module", None)
         wanted = getattr(module, "trains_on", self.gives)
         if wanted != self.gives:
             raise ConfigError(
@@ -185,6 +187,8 @@ class _PlannedData(L.LightningDataModule, ABC):
                 self.rows[name] = source.read()
                 if not self.rows[name]:
                     raise DataError(f"data.{name}: no rows of split {source.split!r} are left to use")
+                if (student := getattr(module, "student_spec", None)) is not None:
+                    check_own_words(student, self.rows[name], f"data.{name}")
         if stage == "fit" and "train" in self.rows:
             self._accumulate()
 

@@ -13,14 +13,15 @@ from lightning_dadpo.cli.main import main
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.data.rows import ResponseRow, ScoreRow, read_rows
-from lightning_dadpo.errors import ArtifactError, ConfigError
+from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
 from lightning_dadpo.evaluation.subjects import read_subject
 from lightning_dadpo.losses import DaDPO
 from lightning_dadpo.models.loading import load_tokenizer
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.checks import CheckScores
-from lightning_dadpo.training.datamodule import PairSource, PreferenceData
+from lightning_dadpo.training.datamodule import PairSource, PreferenceData, ResponseSource, SupervisedData
 from lightning_dadpo.training.preference import AnchorSource, PreferenceModule
+from lightning_dadpo.training.supervised import SupervisedModule
 from tests.other import other_model, speak_plainly
 from tests.scoring.example import trainer, write_artifact
 from tests.scoring.test_two_tokenizers import broken, check_by_hand
@@ -111,3 +112,21 @@ def test_a_teacher_with_another_tokenizer_teaches_by_its_text(
     assert "audit of the teacher: 8 pairs scored again, 0 samples compared" in said
     with pytest.raises(ArtifactError, match=rf"pair {torn.pair_id} was left out .*add `scored_by: \["):
         fit([])
+
+
+def test_a_student_is_not_trained_on_another_tokenizers_ids(tmp_path: Path) -> None:
+    """Every id is in its vocabulary, so the loss would be finite: dSFT on a teacher's answers that nobody reread."""
+    student = speak_plainly(tiny_model(tmp_path / "student", layers=1, seed=1))
+    teacher = speak_plainly(other_model(tmp_path / "model-teacher", layers=1))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt_id": "p", "messages": [{"role": "user", "content": "?"}]}), "utf-8")
+    sample(teacher, prompts, tmp_path / "answers", 0)
+    run("reread", "--responses", tmp_path / "answers", "--tokenizer.path", student, "--out", tmp_path / "reread")
+    for folder, spec in (("answers", student), ("reread", teacher)):
+        data = SupervisedData(ResponseSource(str(tmp_path / folder), keep_cut=True), responses_per_step=1)
+        with pytest.raises(
+            DataError, match=r"^data.train: to .* the ids of the response to prompt 'p' are other words"
+        ):
+            trainer(tmp_path, limit_val_batches=0).fit(SupervisedModule(ModelSpec(str(spec))), data)
+    data = SupervisedData(ResponseSource(str(tmp_path / "reread"), keep_cut=True), responses_per_step=1)
+    trainer(tmp_path, limit_val_batches=0).fit(SupervisedModule(ModelSpec(str(student))), data)

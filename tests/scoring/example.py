@@ -95,7 +95,8 @@ def make_response(number: int, split: str = "train", finish: str = "stop", lengt
     prompt, answer = (token_ids(int(n), generator) for n in torch.randint(2, 14, (2,), generator=generator))
     if length is not None:
         answer = token_ids(length, generator)
-    return ResponseRow(f"{split}-{number}", split, [Message("user", "q")], prompt, answer, "a", finish, -1.0)  # type: ignore[arg-type]
+    text = _tokenizer().decode(answer, skip_special_tokens=True)
+    return ResponseRow(f"{split}-{number}", split, [Message("user", "q")], prompt, answer, text, finish, -1.0)  # type: ignore[arg-type]
 
 
 def scored(

@@ -25,7 +25,7 @@ from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.data.rows import Message, PairRow, ResponseRow, RowWriter
 from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
 from lightning_dadpo.losses import DaDPO
-from lightning_dadpo.models.loading import load_frozen, model_digest
+from lightning_dadpo.models.loading import load_frozen, load_tokenizer, model_digest
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 from lightning_dadpo.training import watch
@@ -70,6 +70,16 @@ def ids(seed: int, length: int) -> list[int]:
     return torch.randint(3, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def said(who: str, number: int) -> str:
+    return f"{who} says {number} \u2028 <b>"
+
+
+def answer(model: Path, who: str, number: int) -> list[int]:
+    """The ids of that text, and some more, so that lengths differ."""
+    own = load_tokenizer(ModelSpec(str(model))).encode(said(who, number))
+    return [*own, *ids(100 + number, 9 - number // 2), END_OF_TURN]
+
+
 def write_responses(folder: Path, model: Path, who: str, numbers: Iterable[int]) -> None:
     """Odd numbers are validation prompts, of very different lengths."""
     made_from = {"model": model_digest(ModelSpec(str(model))), "sampler": {"temperature": 1.0}}
@@ -80,8 +90,8 @@ def write_responses(folder: Path, model: Path, who: str, numbers: Iterable[int])
                 split="validation" if number % 2 else "train",
                 messages=[Message("user", f"question {number}")],
                 prompt_token_ids=ids(number, 3 + number),
-                token_ids=[*ids(100 + number, 9 - number // 2), END_OF_TURN],
-                text=f"{who} says {number} \u2028 <b>",
+                token_ids=answer(model, who, number),
+                text=said(who, number),
                 finish_reason="stop",
                 log_prob=-1.0,
             )
@@ -95,7 +105,7 @@ def write_pairs(folder: Path) -> None:
                 PairRow(
                     f"d{number}", f"p{number}", "validation" if number % 2 else "train",
                     [Message("user", "question")], ids(number, 4),
-                    ids(number + 50, 5), "chosen", "stop", ids(number + 60, 4), "rejected", "stop",
+                    ids(number + 50, 5), "", "stop", ids(number + 60, 4), "", "stop",
                 )
             )  # fmt: skip
 
@@ -202,12 +212,12 @@ def expected(home: Path, student: Any, shown: list[str]) -> dict[str, float]:
     sums = dict.fromkeys(("forward", "reverse", "nll", "teachers", "students"), 0.0)
     for prompt_id in shown:
         number = int(prompt_id[1:])
-        prompt, answer = ids(number, 3 + number), [*ids(100 + number, 9 - number // 2), END_OF_TURN]
+        prompt, theirs = ids(number, 3 + number), answer(home / "teacher", "teacher", number)
         drawn = greedy(student, prompt)
         reverse, nll = kl_and_nll(student, teacher, prompt, drawn)
-        for name, value in (("reverse", reverse), ("nll", nll), ("students", len(drawn)), ("teachers", len(answer))):
+        for name, value in (("reverse", reverse), ("nll", nll), ("students", len(drawn)), ("teachers", len(theirs))):
             sums[name] += value
-        sums["forward"] += kl_and_nll(teacher, student, prompt, answer)[0]
+        sums["forward"] += kl_and_nll(teacher, student, prompt, theirs)[0]
     values = (sums["forward"] / sums["teachers"], sums["reverse"] / sums["students"], sums["nll"] / sums["students"])
     return dict(zip(NAMES, values, strict=True))
 
