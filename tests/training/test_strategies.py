@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.export import export_checkpoint
 from lightning_dadpo.models.loading import load_model
 from lightning_dadpo.models.spec import ModelSpec
-from tests.scoring.example import make_response, make_setup, write_artifact
-from tests.training.strategy_runs import CASES, KILLED, main
+from lightning_dadpo.training.resuming import check_checkpoint
+from tests.scoring.example import make_response, make_setup, trainer, write_artifact
+from tests.training.strategy_runs import CASES, KILLED, main, strategy_of
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ["ddp", "fsdp2", "zero2", "zero3"]
@@ -92,6 +94,17 @@ def test_D4_a_resumed_run_ends_where_the_whole_one_did(runs: tuple[Path, str]) -
         assert torch.equal(weights_of(resumed)[key], value), key
     found = sorted(path.name for path in (resumed / "checkpoints").iterdir())
     assert len(found) == (2 if name.startswith("zero") else 1), found  # the name, and the folder that it leads to
+
+
+def test_parts_of_two_ranks_are_not_handed_to_one(runs: tuple[Path, str], tmp_path: Path) -> None:
+    """What is one file says by itself how many ranks wrote it, when it is read."""
+    folder, name = runs
+    path = folder / name / "resumed" / "checkpoints" / "last.ckpt"
+    if name.startswith("zero"):
+        with pytest.raises(ConfigError, match="cannot resume: world_size was 2 and is 1 now"):
+            check_checkpoint(trainer(tmp_path, strategy=strategy_of(name)), str(path))
+    else:
+        check_checkpoint(trainer(tmp_path), str(path))
 
 
 def test_another_rate_and_another_epoch_are_obeyed_as_by_one_process(runs: tuple[Path, str]) -> None:
