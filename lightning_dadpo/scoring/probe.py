@@ -132,7 +132,11 @@ def _read(server: CompletionsServer, answer: Answer, reading: Reading, vocabular
         )
     found = response_log_probs(answer, reading, vocabulary)
     if isinstance(found, Misread):
-        raise DataError(f"{server.place}: {found.reason}: {found.detail}; is server.tokenizer the served model's?")
+        raise DataError(
+            f"{server.place}: {found.reason}: {found.detail}; is server.tokenizer the served model's? "
+            "(llama-cpp-python cannot score where a prompt does not begin with its beginning-of-sequence token: "
+            "serve this one with vLLM)"
+        )
     return found
 
 

@@ -195,6 +195,8 @@ class FakeServer:
         off = 1 if self.shift and echo else 0
         if self.kind == "llama" and echo:
             off = off or (0 if prompt[0] == begin else 1)
+            if off and drawn and not self.shift:
+                places.pop()  # there is no row of log-probs behind the last token
             places = [place for place in places if ids[place] != begin]
         found = [rows[place + off] for place in places]
         return {

@@ -22,7 +22,7 @@ import torch
 from lightning_dadpo.data.chat import render_prompt, render_response
 from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.data.rows import Message, PairRow, ResponseRow, ScoreRow, content_digest, read_rows
-from lightning_dadpo.errors import AuditError, ConfigError
+from lightning_dadpo.errors import AuditError, ConfigError, DataError
 from lightning_dadpo.models.loading import load_frozen, load_tokenizer
 from lightning_dadpo.models.server_spec import ServerSpec
 from lightning_dadpo.models.spec import ModelSpec
@@ -203,12 +203,15 @@ def test_sums_agree_with_transformers_and_a_shift_does_not(
 
 
 def test_the_servers_own_shift_is_refused(shipped: str, tokenizer: Any, tmp_path: Path) -> None:
-    """Where a prompt does not begin with the beginning-of-sequence token, its log-probs are one token off."""
+    """Where a prompt does not begin with the beginning-of-sequence token, its log-probs are one token off.
+
+    And the drawn token is missing behind them, so that mostly the tokens do not fit in the first place.
+    """
     template = tmp_path / "newline_first.jinja"
     template.write_text("{{ '\\n' }}" + tokenizer.chat_template, "utf-8")
     pairs = write_artifact(tmp_path / "pairs", "pairs", [make_pair(tokenizer, 0)])
     server = spec(shipped, ModelSpec(MODEL.path, gguf_file=MODEL.gguf_file, chat_template=str(template)))
-    with pytest.raises(AuditError, match="a shift by one token") as caught:
+    with pytest.raises((AuditError, DataError), match=r"llama-cpp-python (has it|cannot score)") as caught:
         score(None, str(pairs), str(tmp_path / "out"), tokenizer=MODEL, server=server)
     print(f"\n{caught.value}")
 
