@@ -103,6 +103,11 @@ class _CLI(LightningCLI):  # type: ignore[misc]
         self._needs("test")
 
     def before_predict(self) -> None:
+        if not isinstance(self.model, PreferenceModule):
+            raise ConfigError(
+                f"predict: writes a row a pair, and model {type(self.model).__name__} trains on responses; "
+                "expected PreferenceModule, or `dadpo test`"
+            )
         self._needs("test")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -102,5 +102,5 @@ def _mixture(teacher: Tensor, student: Tensor, share: float) -> Tensor:
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     """From log-probabilities; an id that p rules out adds nothing."""
-    terms = p.exp() * (p - q)
-    return torch.where(p == -torch.inf, 0.0, terms).sum(dim=-1).clamp_min(0.0)
+    ratios = torch.where(p == -torch.inf, 0.0, p - q)  # before the product: 0 times infinity has no gradient
+    return (p.exp() * ratios).sum(dim=-1).clamp_min(0.0)

@@ -66,20 +66,23 @@ class Throughput(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Counted from the batch's own integers: nothing here waits for a GPU."""
+        """The clock runs from here."""
         if self._since is None:
             self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, from the batch's own integers: nothing here waits for a GPU; log beside the other training values.
+
+        Behind the step, since a student that answers prompts itself has put its answers into the batch.
+        """
         trees = batch.sequences
         self._slots += len(batch) * trees.longest_tree
         if batch.real_tokens:  # a part of a step is real as a whole, or a filler as a whole
             self._tokens += batch.real_tokens
             self._examples += len(batch)
             self._computed += trees.num_tokens
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log beside the other training values."""
         if self._since is None or trainer.fit_loop._should_accumulate():
             return
         if trainer.global_step % logging_interval(trainer) == 0:

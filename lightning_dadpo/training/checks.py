@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_dadpo.data.batching import collate_pairs
-from lightning_dadpo.data.rows import PairRow
+from lightning_dadpo.data.rows import PairRow, ResponseRow, content_digest
 from lightning_dadpo.errors import AuditError
 from lightning_dadpo.losses import AnchoredPreference
 from lightning_dadpo.models.loading import load_frozen
@@ -29,7 +29,9 @@ from lightning_dadpo.scoring.base import Scorer
 from lightning_dadpo.scoring.cached import CachedScorer
 from lightning_dadpo.scoring.live import AutocastScorer, LiveScorer
 from lightning_dadpo.scoring.routes import as_text
+from lightning_dadpo.training.distillation import DistillationModule
 from lightning_dadpo.training.preference import PreferenceModule
+from lightning_dadpo.training.student import StudentModule
 from lightning_dadpo.types import PairBatch, PairLogProbs
 
 __all__ = ["CheckScores"]
@@ -62,12 +64,19 @@ class CheckScores(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before the first optimizer step of a run that is not resumed."""
-        if trainer.global_step > 0 or not isinstance(pl_module, PreferenceModule):
+        if trainer.global_step > 0:
+            return
+        if isinstance(pl_module, DistillationModule):
+            responses: list[ResponseRow] = trainer.datamodule.rows["train"]  # type: ignore[attr-defined]
+            self._audit_live_teacher(trainer, pl_module, [_with_itself(row) for row in responses[:LIVE_PAIRS]])
+        if not isinstance(pl_module, PreferenceModule):
             return
         pairs: list[PairRow] = trainer.datamodule.rows["train"]  # type: ignore[attr-defined]
         if "reference" in pl_module.scorers and self.starts_at_reference:
             self._step_zero(trainer, pl_module, pairs)
-        if "teacher" in pl_module.scorers:
+        if "teacher" in pl_module.live:
+            self._audit_live_teacher(trainer, pl_module, audit_rows(pairs, LIVE_PAIRS))
+        elif "teacher" in pl_module.scorers:
             self._audit_teacher(pl_module, pairs)
         self._report(trainer, pl_module, pairs)
         for name, scorer in pl_module.scorers.items():
@@ -107,9 +116,19 @@ class CheckScores(L.Callback):
                     "the reference's scores are not this student's"
                 )
 
+    def _audit_live_teacher(self, trainer: L.Trainer, module: StudentModule, rows: list[PairRow]) -> None:
+        """A teacher in memory must give its own samples what their sampler saw, as training will ask it."""
+        if not self.chosen_from_teacher:
+            return
+        asked = _Asked(trainer, LiveScorer(module.frozen["teacher"]), module.device)
+        exact = str(trainer.precision) == "32-true"
+        tolerance = measure_tolerance(asked, rows[: self.rows], module.device, exact)
+        compared = audit_sampler("teacher", asked, rows, ["chosen"], tolerance, exact)
+        _say(f"audit of the live teacher: {compared} samples compared with what their sampler saw")
+
     def _audit_teacher(self, module: PreferenceModule, pairs: list[PairRow]) -> None:
         stored = module.scorers["teacher"]
-        if "teacher" not in module.live and self.teacher is not None:
+        if self.teacher is not None:
             precision = _scored_in(stored, module.device)
             model = load_frozen(self.teacher, precision, module.device)
             live = AutocastScorer(LiveScorer(model), precision)
@@ -121,7 +140,7 @@ class CheckScores(L.Callback):
             sides = ["chosen"] if self.chosen_from_teacher and not by_text else []
             compared = audit_sampler("teacher", stored, pairs, sides, tolerance, exact)
             _say(f"audit of the teacher: {min(8, len(rows))} pairs scored again, {compared} samples compared")
-        if self.chosen_from_teacher and "teacher" not in module.live and "reference" in module.scorers:
+        if self.chosen_from_teacher and "reference" in module.scorers:
             if "reference" in module.live:
                 return
             own, students = audit_own_samples(stored, module.scorers["reference"], pairs)
@@ -155,6 +174,36 @@ def _scored_in(stored: Scorer, device: torch.device) -> Precision:
         precision: Precision = stored.manifest.made_from["backend"].split()[-1]
         return precision
     return inference_precision(device)
+
+
+def _with_itself(row: ResponseRow) -> PairRow:
+    """A response as a pair with itself: what audits of pairs can look at."""
+    return PairRow(
+        pair_id=content_digest(row.prompt_token_ids, row.token_ids, row.token_ids),
+        prompt_id=row.prompt_id,
+        split=row.split,
+        messages=row.messages,
+        prompt_token_ids=row.prompt_token_ids,
+        chosen_token_ids=row.token_ids,
+        chosen_text=row.text,
+        chosen_finish_reason=row.finish_reason,
+        rejected_token_ids=row.token_ids,
+        rejected_text=row.text,
+        rejected_finish_reason=row.finish_reason,
+        chosen_log_prob=row.log_prob,
+    )
+
+
+class _Asked:
+    """A live scorer on its own device, under the trainer's autocast, whatever device the pairs are on."""
+
+    def __init__(self, trainer: L.Trainer, scorer: LiveScorer, device: torch.device) -> None:
+        self.trainer, self.scorer, self.device = trainer, scorer, device
+
+    def score(self, batch: PairBatch) -> PairLogProbs:
+        """See `Scorer.score`."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.scorer.score(batch.to(self.device))
 
 
 class _Student:

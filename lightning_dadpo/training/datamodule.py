@@ -393,7 +393,10 @@ class SupervisedData(_PlannedData):
         return collate_responses(rows, part.weights, part.in_step, part.rows_in_step)
 
     def _costs(self, rows: Sequence[ResponseRow]) -> Sequence[int]:
-        return column(rows, response_tokens)
+        """A response that the student may draw in the place of the data's costs what it may come to."""
+        own = getattr(getattr(self._trainer, "lightning_module", None), "longest_own_response", 0)
+        costs, answers = column(rows, response_tokens), column(rows, _answer_tokens)
+        return [max(cost, cost - answer + own) for cost, answer in zip(costs, answers, strict=True)] if own else costs
 
     def _counts(self, rows: Sequence[ResponseRow]) -> Sequence[int]:
         return column(rows, _answer_tokens)

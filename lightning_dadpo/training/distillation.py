@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_dadpo.data.packing import pack
 from lightning_dadpo.data.rows import content_digest
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.losses import TokenDivergence, WeightedTerm, response_nll_per_token
+from lightning_dadpo.losses import ResponseNLL, TokenDivergence, WeightedTerm, response_nll_per_token
 from lightning_dadpo.models.loading import end_of_turn_ids, load_tokenizer
 from lightning_dadpo.models.log_probs import log_probs_and_divergences, predictor
 from lightning_dadpo.models.modes import in_eval_mode
@@ -61,7 +61,8 @@ class DistillationModule(StudentModule):
         loss: the distance, for example `ForwardKL`.
         optimizer: class and arguments; it is given the student's trainable parameters alone.
         schedule: warm-up and cosine.
-        terms: further losses of the same responses, by a name for the logs, for example `ResponseNLL`.
+        terms: further losses of the same responses, by a name for the logs, for example `ResponseNLL`, which counts on
+            the data's responses alone.
         on_policy: let the student answer a share of the prompts itself; by default the data's responses alone.
         adapter: a LoRA adapter to train in place of the student's own weights.
     """
@@ -80,14 +81,28 @@ class DistillationModule(StudentModule):
         adapter: AdapterSpec | None = None,
     ) -> None:
         self.terms = dict(terms or {})
-        if DIVERGENCE in self.terms:
-            raise ConfigError(f"model.terms.{DIVERGENCE}: that is what the loss itself is called in the logs")
+        self._check_terms(on_policy)
         names = ["loss", "nll_per_token", "response_tokens"]
         names += ["own_samples"] if on_policy is not None else []
         names += [f"part/{part}" for part in (DIVERGENCE, *self.terms)] if self.terms else []
         super().__init__(student, optimizer, schedule, names, adapter)
         self.teacher_spec, self.loss, self.on_policy = teacher, loss, on_policy
         self._ends: tuple[int, ...] = ()
+
+    def _check_terms(self, on_policy: OnPolicy | None) -> None:
+        """Refuse a name that is taken, and a term that could never count.
+
+        Raises:
+            ConfigError: naming the term.
+        """
+        if DIVERGENCE in self.terms:
+            raise ConfigError(f"model.terms.{DIVERGENCE}: that is what the loss itself is called in the logs")
+        for name, one in self.terms.items():
+            if on_policy is not None and on_policy.fraction == 1 and isinstance(one.term, ResponseNLL):
+                raise ConfigError(
+                    f"model.terms.{name}: ResponseNLL learns from the data's responses, and with "
+                    "model.on_policy.fraction 1.0 there are none; expected a smaller fraction, or no such term"
+                )
 
     def setup(self, stage: str) -> None:
         """See `StudentModule.setup`.
@@ -110,6 +125,18 @@ class DistillationModule(StudentModule):
         super().configure_model()
         if TEACHER not in self.frozen:
             self.frozen[TEACHER] = self.load(self.teacher_spec, trainable=False)
+        models: list[Any] = [self.student, self.frozen[TEACHER]]
+        own, others = (len(model.get_output_embeddings().weight) for model in models)
+        if self.on_policy is not None and own > others > 0:  # 0: spread over ranks, which is refused anyway
+            raise ConfigError(
+                f"model.on_policy: the student can say {own} ids and the teacher reads {others}; expected a teacher "
+                "that knows every id of the student"
+            )
+
+    @property
+    def longest_own_response(self) -> int:
+        """Tokens that a response may come to whatever the data's has; 0 where the student answers nothing itself."""
+        return 0 if self.on_policy is None else self.on_policy.sampler.max_new_tokens
 
     def describe(self) -> dict[str, Any]:
         """See `StudentModule.describe`."""
@@ -118,15 +145,17 @@ class DistillationModule(StudentModule):
             for name, one in self.terms.items()
         }
         objective = {"name": type(self.loss).__name__} | vars(self.loss) | {"terms": terms}
-        on_policy = None if self.on_policy is None else asdict(self.on_policy)
-        said = {"stage": "distillation", "objective": objective, "on_policy": on_policy}
+        if self.on_policy is not None:
+            objective["on_policy"] = asdict(self.on_policy)
+        said = {"stage": "distillation", "objective": objective}
         return super().describe() | said | {"teacher": asdict(self.teacher_spec)}
 
     def _continued_from(self, said: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """See `StudentModule`; another teacher would be another loss from here on."""
         was, now = said.get("teacher", {}), asdict(self.teacher_spec)
         same = {f"teacher.{name}": (was.get(name), now[name]) for name in ("path", "revision", "gguf_file", "quantize")}
-        return super()._continued_from(said) | same
+        own = "on_policy" in said.get("objective", {}), self.on_policy is not None
+        return super()._continued_from(said) | same | {"on_policy": own}
 
     def _evaluate(self, batch: ResponseBatch, own: Tensor) -> dict[str, Tensor]:
         """Everything that is said of each response, one number each; `own` is 1 where the student sampled it."""
@@ -138,6 +167,9 @@ class DistillationModule(StudentModule):
         policy, sums = log_probs_and_divergences(self.student, trees, asked, divergences)
         distances = dict(zip(distant, sums, strict=True))
         parts = {name: kind(policy, distances.get(name)) for name, kind in kinds.items()}
+        for name, kind in kinds.items():
+            if isinstance(kind, ResponseNLL):  # its own samples would teach it nothing but its faults
+                parts[name] = parts[name] * (1 - own)
         total = parts[DIVERGENCE]
         for name, one in self.terms.items():
             total = total + one.weight * parts[name]
@@ -183,6 +215,7 @@ class DistillationModule(StudentModule):
             own[row] = 1.0
         prompts = [prompt for prompt, _ in batch.ids]
         batch.sequences = pack(prompts, [[response] for response in responses]).to(batch.weights.device)
+        batch.real_tokens = sum(map(len, [*prompts, *responses]))
         return batch, own
 
     @torch.no_grad()

@@ -193,7 +193,8 @@ class PreferenceModule(StudentModule):
     def _continued_from(self, said: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """See `StudentModule`; an anchor that says something else would be another loss from here on."""
         was = said.get("anchors", {})
-        anchors = {f"anchors.{name}": (was.get(name), now) for name, now in self._anchor_contents().items()}
+        now = self._anchor_contents()
+        anchors = {f"anchors.{name}": (was.get(name), now.get(name)) for name in [*now, *(set(was) - set(now))]}
         return super()._continued_from(said) | anchors
 
     @property

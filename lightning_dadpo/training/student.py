@@ -293,6 +293,7 @@ class StudentModule(L.LightningModule):
         names = ("path", "revision", "gguf_file")
         now = asdict(self.student_spec)
         same = {f"student.{name}": (said["student"].get(name), now[name]) for name in names}
+        same |= _kinds(said["objective"], self.describe()["objective"])
         if self.adapter is not None:
             there, here = said["adapter"], self._adapter_contents
             settings = {name for name in here["settings"] if name != "start"}  # its weights are what counts
@@ -332,6 +333,12 @@ class StudentModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Every mean over the test split."""
         self._log_means("test", self.evaluation_means)
+
+
+def _kinds(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """An objective's class and those of its terms; its numbers are flags, which are obeyed."""
+    kinds = [{name: term["name"] for name, term in said.get("terms", {}).items()} for said in (was, now)]
+    return {"objective": (was["name"], now["name"]), "terms": (kinds[0], kinds[1])}
 
 
 def logging_interval(trainer: L.Trainer) -> int:

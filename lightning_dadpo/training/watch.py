@@ -20,6 +20,7 @@ from lightning_dadpo.models.numerics import inference_precision
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.sampling.base import Sampled, SamplerSettings
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
+from lightning_dadpo.training.distillation import DistillationModule
 from lightning_dadpo.training.loggers import ExperimentLogger
 from lightning_dadpo.training.preference import PreferenceModule
 from lightning_dadpo.training.sharding import weights_are_spread
@@ -159,11 +160,12 @@ class WatchDistances(L.Callback):
         return values, [tokenizer.decode(one.token_ids, skip_special_tokens=True) for one in drawn]
 
     def _teacher_model(self, module: StudentModule) -> Any:
-        if (
-            isinstance(module, PreferenceModule)
-            and "teacher" in module.frozen
-            and module.anchor_sources["teacher"].model == self.teacher
-        ):
+        live = None
+        if isinstance(module, DistillationModule):
+            live = module.teacher_spec
+        elif isinstance(module, PreferenceModule) and "teacher" in module.frozen:
+            live = module.anchor_sources["teacher"].model
+        if live == self.teacher:
             return module.frozen["teacher"]
         if self._loaded is None:
             assert self._subject is not None

@@ -128,14 +128,19 @@ class Logged:
 
 def test_padding_and_fillers_by_hand() -> None:
     """Trees of 4 and 10 tokens, then one of 7 and a filler of 5: 21 real tokens in 2 x 10 + 7 + 5 slots."""
+    more = iter([True, True, False])
     loop: Any = SimpleNamespace(
-        world_size=2, global_step=1, log_every_n_steps=1, fit_loop=SimpleNamespace(_should_accumulate=lambda: False)
+        world_size=2,
+        global_step=1,
+        log_every_n_steps=1,
+        fit_loop=SimpleNamespace(_should_accumulate=lambda: next(more)),
     )
     ours, module = Throughput(), Logged()
     for sizes, weights in (([4, 10], None), ([7], None), ([5], [0.0])):
         rows = [replace(make_response(0), prompt_token_ids=[5] * 3, token_ids=[6] * (size - 2)) for size in sizes]
-        ours.on_train_batch_start(loop, module, collate_responses(rows, weights), 0)  # type: ignore[arg-type]
-    ours.on_train_batch_end(loop, module, None, None, 0)  # type: ignore[arg-type]
+        batch = collate_responses(rows, weights)
+        ours.on_train_batch_start(loop, module, batch, 0)  # type: ignore[arg-type]
+        ours.on_train_batch_end(loop, module, None, batch, 0)  # type: ignore[arg-type]
     assert module.values["train/padding_share"] == pytest.approx(1 - 21 / 32)
     tokens = module.values["train/tokens_per_second"] / module.values["train/examples_per_second"]
     assert tokens == pytest.approx((5 + 11 + 8) / 3)  # with the last token of each response, which is never an input

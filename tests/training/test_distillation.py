@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,20 +14,22 @@ import torch
 from torch import Tensor
 
 from lightning_dadpo.data.batching import collate_responses
-from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.errors import AuditError, ConfigError
 from lightning_dadpo.losses import ForwardKL, JensenShannon, ResponseNLL, ReverseKL, TokenDivergence, WeightedTerm
-from lightning_dadpo.models.loading import load_model
+from lightning_dadpo.models.loading import load_model, load_tokenizer
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
+from lightning_dadpo.training.checks import CheckScores
 from lightning_dadpo.training.datamodule import PairSource, PreferenceData, ResponseSource, SupervisedData
 from lightning_dadpo.training.distillation import DistillationModule, OnPolicy
 from tests import oracles
 from tests.scoring.example import make_response, trainer, write_artifact
-from tests.tiny import END_OF_TURN, tiny_model
+from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*")  # the teacher is
 
+SFT = {"sft": WeightedTerm(0.5, ResponseNLL())}
 ROWS = [make_response(number) for number in range(8)] + [make_response(number, "validation") for number in range(5)]
 
 
@@ -65,7 +69,7 @@ def expected_values(folder: Path, rows: list[Any], value: Any) -> float:
 def test_E3_the_validation_loss_is_the_mean_over_responses_of_their_means_over_tokens(
     folder: Path, tmp_path: Path, budget: int
 ) -> None:
-    ours = module(folder, JensenShannon(0.3), terms={"sft": WeightedTerm(0.5, ResponseNLL())})
+    ours = module(folder, JensenShannon(0.3), terms=SFT)
     (found,) = trainer(tmp_path).validate(ours, datamodule=data(folder, tokens_per_batch=budget))
     expected = expected_values(folder, ROWS[8:], partial(oracles.jensen_shannon, beta=0.3))
     assert found["val/part/divergence"] == pytest.approx(expected, rel=1e-4)
@@ -137,7 +141,7 @@ def test_the_student_answers_prompts_itself_and_nothing_is_disturbed(folder: Pat
         keys = [f"step 0, {name}" for name in batch.response_ids]
         drawn = sampler.sample([row.prompt_token_ids for row in ROWS[:4]], keys)
     expected = collate_responses(
-        [row.__class__(**(vars(row) | {"token_ids": one.token_ids})) for row, one in zip(ROWS[:4], drawn, strict=True)]
+        [replace(row, token_ids=one.token_ids) for row, one in zip(ROWS[:4], drawn, strict=True)]
     )
     assert torch.equal(found.sequences.token_ids, expected.sequences.token_ids)
     assert torch.equal(found.sequences.targets, expected.sequences.targets)
@@ -184,6 +188,9 @@ def test_D3_the_teacher_is_in_no_optimizer_and_no_checkpoint(folder: Path, tmp_p
     assert {key.split(".")[0] for key in state["state_dict"]} == {"student"}
     assert state["dadpo"]["stage"] == "distillation"
     assert state["dadpo"]["objective"] == {"name": "ForwardKL", "terms": {}}
+    for other in (module(folder, ReverseKL()), module(folder, on_policy=OnPolicy(0.5)), module(folder, terms=SFT)):
+        with pytest.raises(ConfigError, match=r"cannot resume: (objective|on_policy|terms) was"):
+            trainer(tmp_path, max_epochs=2).fit(other, datamodule=data(folder), ckpt_path=tmp_path / "student.ckpt")
     assert all(p.grad is None and not p.requires_grad for p in ours.frozen.parameters())
     assert not ours.frozen["teacher"].training
 
@@ -198,3 +205,76 @@ def test_a_run_that_cannot_supply_what_is_needed_is_refused(folder: Path, tmp_pa
         OnPolicy(0)
     with pytest.raises(ConfigError, match=r"model.terms.divergence: that is what the loss itself is called"):
         module(folder, terms={"divergence": WeightedTerm(1.0, ResponseNLL())})
+
+
+def test_sft_beside_own_samples_counts_on_the_data_alone(folder: Path, tmp_path: Path) -> None:
+    """Planted: without the mask every response adds its nats."""
+    ours = module(folder, on_policy=OnPolicy(0.5, SamplerSettings(max_new_tokens=4)), terms=SFT)
+    ours.trainer = trainer(tmp_path)  # type: ignore[assignment]
+    ours.configure_model()
+    batch, own = ours._with_own_samples(collate_responses(ROWS[:8]))
+    values = ours._evaluate(batch, own)
+    assert 0 < own.sum() < 8
+    assert values["part/sft"].tolist() == pytest.approx((values["nll_per_token"] * (1 - own)).tolist())
+    assert torch.allclose(values["loss"], values["part/divergence"] + 0.5 * values["part/sft"])
+    with pytest.raises(ConfigError, match=r"model.terms.sft: ResponseNLL learns from the data's responses"):
+        module(folder, on_policy=OnPolicy(1.0), terms=SFT)
+
+
+def test_a_budget_of_tokens_holds_for_own_samples_and_throughput_counts_them(folder: Path, tmp_path: Path) -> None:
+    computed, counted = [], []
+
+    class Computed(L.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch.real_tokens:
+                computed.append(batch.sequences.num_tokens)
+                counted.append(batch.real_tokens - len(batch))  # the last token of each is never an input
+
+    ours = module(folder, on_policy=OnPolicy(1.0, SamplerSettings(max_new_tokens=30)))
+    trainer(tmp_path, [Computed()]).fit(ours, datamodule=data(folder, tokens_per_batch=50))
+    assert computed == counted
+    assert max(computed) <= 50
+    assert sum(computed) > sum(len(row.prompt_token_ids) + len(row.token_ids) for row in ROWS[:8])
+
+
+def test_a_student_that_can_say_more_ids_than_the_teacher_reads_does_not_answer_itself(
+    folder: Path, tmp_path: Path
+) -> None:
+    wide = load_model(ModelSpec(str(folder / "student")))
+    wide.resize_token_embeddings(VOCABULARY + 5, mean_resizing=False)
+    shutil.copytree(folder / "student", tmp_path / "wide")
+    wide.save_pretrained(tmp_path / "wide")
+    arguments = ModelSpec(str(tmp_path / "wide")), ModelSpec(str(folder / "teacher")), ForwardKL()
+    (found,) = trainer(tmp_path).validate(DistillationModule(*arguments), datamodule=data(folder))
+    assert found["val/loss"] > 0  # on the common ids
+    with pytest.raises(
+        ConfigError, match=f"the student can say {VOCABULARY + 5} ids and the teacher reads {VOCABULARY}"
+    ):
+        trainer(tmp_path).fit(DistillationModule(*arguments, on_policy=OnPolicy(0.5)), datamodule=data(folder))
+
+
+def test_C6_a_live_teacher_that_did_not_sample_the_responses_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    prompts = [row.prompt_token_ids for row in ROWS[:8]]
+    teacher = load_model(ModelSpec(str(folder / "teacher"))).eval()
+    sampler = TransformersSampler(teacher, (END_OF_TURN,), SamplerSettings(max_new_tokens=6), 8)
+    drawn = sampler.sample(prompts, [row.prompt_id for row in ROWS[:8]])
+    tokenizer = load_tokenizer(ModelSpec(str(folder / "student")))
+    rows = [
+        replace(
+            row,
+            token_ids=one.token_ids,
+            text=tokenizer.decode(one.token_ids, skip_special_tokens=True),
+            log_prob=one.log_prob,
+        )
+        for row, one in zip(ROWS[:8], drawn, strict=True)
+    ]
+    write_artifact(tmp_path / "responses", "responses", rows)
+    source = SupervisedData(train=ResponseSource(str(tmp_path / "responses")), responses_per_step=4)
+    for name in ("teacher", "student"):
+        models = ModelSpec(str(folder / "student")), ModelSpec(str(folder / name))
+        loop = trainer(tmp_path, [CheckScores()], max_steps=1, limit_val_batches=0)
+        if name == "teacher":
+            loop.fit(DistillationModule(*models, ForwardKL()), datamodule=source)
+            continue
+        with pytest.raises(AuditError, match=r"audit of teacher against its sampler: .*\(prompt train-\d\)"):
+            loop.fit(DistillationModule(*models, ForwardKL()), datamodule=source)
