@@ -107,30 +107,45 @@ class Planner:
             "anchor": anchor,
             "tokens_per_batch": self.experiment.tokens_per_batch,
         }
-        outside = None
         if tokenizer is not None:
-            settings["tokenizer"], outside = asdict(tokenizer), self.identity(model)
+            settings["tokenizer"] = asdict(tokenizer)
         known = self.scored.setdefault((anchor, model.path), [])
-        folder = self.add(name, "score", settings, outside, aside={"known": list(known)} if known else None)
+        aside = {"known": list(known)} if known else None
+        folder = self.add(name, "score", settings, self.identity(model), aside=aside)
         known.append(folder)
         return folder
 
     def fit(self, name: str, recipe: FitRecipe, overlay: dict[str, Any], made_with: list[str]) -> tuple[str, str]:
         """A training and its export; both folders."""
-        trained = self.add(name, "fit", merge(recipe.settings, overlay), configs=tuple(recipe.configs))
+        settings = merge(recipe.settings, overlay)
+        trained = self.add(name, "fit", settings, self._identities(overlay["model"]["init_args"]), recipe.configs)
         checkpoint = f"{trained}/checkpoints/{recipe.checkpoint}.ckpt"
         said = {"teacher": self.experiment.teacher.path, "made_with": made_with}
         return trained, self.add(f"model-{name}", "export", {"checkpoint": checkpoint, **said})
+
+    def _identities(self, model: dict[str, Any]) -> Any:
+        """Of the models that a training loads: the student it starts from, and those that are asked live.
+
+        Args:
+            model: the arguments of a training's module.
+
+        Returns:
+            One for each; None where the experiment makes all of them itself.
+        """
+        anchors = [source.get("model") for source in model.get("anchors", {}).values()]
+        loaded = [one for one in (model["student"], model.get("teacher"), *anchors) if one is not None]
+        found = [self.identity(ModelSpec(**one)) for one in loaded]
+        return found if any(found) else None
 
     def identity(self, spec: ModelSpec) -> Any:
         """Sizes and times of a local model's files: a folder that was trained anew is another model.
 
         What the experiment itself makes is known by its folder's name, and may not be there yet.
         """
-        folder = Path(spec.path)
+        folder = Path(spec.path).expanduser()
         if folder.is_relative_to(self.root) or not folder.is_dir():
             return None
-        files = sorted(folder.glob("*.safetensors"))
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
         return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 

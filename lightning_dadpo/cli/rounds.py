@@ -139,7 +139,7 @@ def plan_sides(world: World, suffix: str, student: ModelSpec, student_name: str,
         if drawn_by != TEACHER:
             judged = {"model": asdict(world.teacher), "responses": rejected, "tokens_per_batch": said.tokens_per_batch}
             side = "chosen_scores" if chosen == rejected else "rejected_scores"
-            settings[side] = planner.add(f"judged{suffix}", "score-responses", judged)
+            settings[side] = planner.add(f"judged{suffix}", "score-responses", judged, planner.identity(world.teacher))
     return Sides(rejected, planner.add(f"pairs{suffix}", "pair", settings), drawn_by, seed)
 
 
@@ -172,7 +172,9 @@ def plan_first_round(world: World, sides: Sides | None, objectives: dict[str, Fi
 def _distil(world: World, name: str, recipe: FitRecipe, sides: Sides | None) -> ModelSpec:
     rejected = None if sides is None else sides.students
     overlay = overlays.distillation(world.dsft, world.teacher, world.answers, world.planner.experiment.keep_cut)
-    overlay |= overlays.callbacks([], world.teacher, world.answers, rejected, recipe)
+    overlay |= overlays.callbacks(
+        [overlays.check_scores(world.teacher, True, True)], world.teacher, world.answers, rejected, recipe
+    )
     return ModelSpec(world.planner.fit(name, recipe, overlay, [world.answers])[1])
 
 

@@ -68,7 +68,7 @@ def _teacher(planner: Planner) -> ModelSpec:
     teacher = planner.experiment.teacher
     if teacher.gguf_file is None:
         return teacher
-    return ModelSpec(planner.add("teacher", "export", {"model": asdict(teacher)}))
+    return ModelSpec(planner.add("teacher", "export", {"model": asdict(teacher)}, planner.identity(teacher)))
 
 
 def _initial(planner: Planner, teacher: ModelSpec, answers: str) -> ModelSpec:
@@ -79,7 +79,7 @@ def _initial(planner: Planner, teacher: ModelSpec, answers: str) -> ModelSpec:
         return said.student
     assert said.prune is not None
     settings = {"model": asdict(replace(teacher, quantize=None)), "calibration": answers} | asdict(said.prune)
-    return ModelSpec(planner.add("pruned", "prune", settings))
+    return ModelSpec(planner.add("pruned", "prune", settings, planner.identity(teacher)))
 
 
 def _evaluation(planner: Planner, teacher: ModelSpec, answers: str, students: dict[str, ModelSpec], seed: int) -> None:
