@@ -18,12 +18,20 @@ SHARDED = ("fsdp2", "deepspeed_zero3")
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Both, key by key; `over` wins."""
+    """Both, key by key; `over` wins, but what a key that ends in `+` appends is appended after the other's."""
     merged = dict(under)
     for key, value in over.items():
+        if key.endswith("+") and key in merged:
+            merged[key] = [*_listed(merged[key]), *_listed(value)]
+            continue
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else value
     return merged
+
+
+def _listed(appended: Any) -> list[Any]:
+    """What jsonargparse appends: a list, or one thing alone."""
+    return appended if isinstance(appended, list) else [appended]
 
 
 def merged_settings(recipe: FitRecipe) -> dict[str, Any]:
