@@ -1,5 +1,6 @@
 # make demo   sets everything up in .venv, then distils a real chat model on this machine
 # make test   sets everything up in .venv, then lint, types, import contracts and tests
+# make test-server   a real completions server against transformers; not part of CI, since it compiles
 # make clean  removes what was set up and what was made
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 export PYTHONUNBUFFERED := 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-server lint setup clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dadpo demo
@@ -18,6 +19,12 @@ demo: $(VENV)/.demo
 # Two processes of one thread each: most tests multiply small matrices, where two threads wait for one another.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# A real llama-cpp-python server against transformers; it compiles for 10 to 20 minutes the first time.
+test-server: $(VENV)/.test $(VENV)/.demo
+	test -x .venv-llama/bin/python || $(PYTHON) -m venv .venv-llama
+	.venv-llama/bin/python -m pip install --disable-pip-version-check --quiet 'llama-cpp-python[server]==0.3.36'
+	DADPO_LLAMA_SERVER_PYTHON=.venv-llama/bin/python $(BIN)/python -m pytest -m server -s tests/servers
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -46,4 +53,4 @@ $(VENV)/.test: $(VENV)/.package
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-llama runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -36,6 +36,9 @@ from lightning_dadpo.types import PairBatch, PairLogProbs
 
 __all__ = ["CheckScores"]
 
+SERVED = "completions server"
+"""What the manifest of scores says where a server gave them."""
+
 LIVE_PAIRS = 32
 """Pairs that the saturation report asks a live anchor about."""
 
@@ -128,7 +131,11 @@ class CheckScores(L.Callback):
 
     def _audit_teacher(self, module: PreferenceModule, pairs: list[PairRow]) -> None:
         stored = module.scorers["teacher"]
-        if self.teacher is not None:
+        if _served(stored):
+            _say(
+                "the teacher's scores are a server's, which was audited when it gave them"
+            )
+        elif self.teacher is not None:
             precision = _scored_in(stored, module.device)
             model = load_frozen(self.teacher, precision, module.device)
             live = AutocastScorer(LiveScorer(model), precision)
@@ -166,6 +173,10 @@ class CheckScores(L.Callback):
 @rank_zero_only
 def _say(line: str) -> None:
     print(line)
+
+
+def _served(stored: Scorer) -> bool:
+    return isinstance(stored, CachedScorer) and stored.manifest.made_from.get("backend") == SERVED
 
 
 def _scored_in(stored: Scorer, device: torch.device) -> Precision:

@@ -161,6 +161,20 @@ def test_a_teacher_scored_in_another_precision_is_audited_in_that_precision(
     assert loaded == ["bf16-mixed"]
 
 
+def test_a_servers_scores_are_not_held_to_a_copy_that_rounds_otherwise(
+    setup: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [replace(row, chosen_log_prob=row.chosen_log_prob - 0.3) for row in read_scores(setup)]
+    served = write_artifact(tmp_path / "served", "scores", rows, {"backend": checks.SERVED})
+    anchors = anchors_with(setup, teacher=AnchorSource(scores=str(served)))
+    start(setup, tmp_path, {"teacher": ModelSpec(str(setup.teacher))}, anchors)
+    assert "are a server's" in capsys.readouterr().out
+
+
+def read_scores(setup: Setup) -> list[ScoreRow]:
+    return list(read_rows(setup.teacher_scores / "rows.jsonl", ScoreRow))
+
+
 def test_scores_that_the_teachers_own_sampler_contradicts_stop_the_run(setup: Setup, tmp_path: Path) -> None:
     stored = {row.pair_id: row for row in read_rows(setup.teacher_scores / "rows.jsonl", ScoreRow)}
     rows = [replace(p, chosen_log_prob=stored[p.pair_id].chosen_log_prob) for p in read_pairs(setup.pairs)]
