@@ -37,6 +37,7 @@ from lightning_dadpo.losses.preference_links import (
 from lightning_dadpo.losses.responses import (
     ForwardKL,
     JensenShannon,
+    PairTerm,
     ResponseLoss,
     ResponseNLL,
     ReverseKL,
@@ -54,5 +55,5 @@ __all__ = [
     "ipo_loss", "robust_loss", "conservative_loss", "hinge_loss", "simpo_loss", "simpo_reward",
     "kl_divergence", "jensen_shannon_divergence", "skew_kl_divergence", "skew_reverse_kl_divergence",
     "ResponseLoss", "ResponseNLL", "TokenDivergence", "ForwardKL", "ReverseKL", "JensenShannon", "SkewForwardKL",
-    "SkewReverseKL", "WeightedTerm", "response_nll", "response_nll_per_token",
+    "SkewReverseKL", "WeightedTerm", "PairTerm", "response_nll", "response_nll_per_token",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,8 +26,8 @@ from lightning_dadpo.losses.supervised import response_nll_per_token
 from lightning_dadpo.types import SequenceLogProbs
 
 __all__ = [
-    "WeightedTerm", "ResponseLoss", "ResponseNLL", "TokenDivergence", "ForwardKL", "ReverseKL", "JensenShannon",
-    "SkewForwardKL", "SkewReverseKL",
+    "WeightedTerm", "PairTerm", "ResponseLoss", "ResponseNLL", "TokenDivergence", "ForwardKL", "ReverseKL",
+    "JensenShannon", "SkewForwardKL", "SkewReverseKL",
 ]  # fmt: skip
 
 
@@ -152,3 +153,14 @@ class WeightedTerm:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise ConfigError(f"terms: weight {self.weight}, expected a number > 0; leave out a term of no weight")
+
+
+@dataclass(frozen=True)
+class PairTerm(WeightedTerm):
+    """A loss of responses that is added to each pair's preference loss.
+
+    Attributes:
+        response: which of the pair's two it is a loss of. (Not `on`: YAML reads that key as true.)
+    """
+
+    response: Literal["chosen", "rejected"] = "chosen"

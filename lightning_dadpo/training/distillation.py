@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from lightning_dadpo.models.loading import end_of_turn_ids, load_tokenizer
 from lightning_dadpo.models.log_probs import log_probs_and_divergences, predictor
 from lightning_dadpo.models.modes import in_eval_mode
 from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
-from lightning_dadpo.sampling.base import SamplerSettings
+from lightning_dadpo.sampling.on_policy import OnPolicy
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
 from lightning_dadpo.scoring.routes import check_same_tokenizer
 from lightning_dadpo.training.normalisation import framework_divisor
@@ -31,23 +31,6 @@ __all__ = ["OnPolicy", "DistillationModule"]
 TEACHER = "teacher"
 DIVERGENCE = "divergence"
 """What the distance to the teacher is called among the parts of a sum."""
-
-
-@dataclass(frozen=True)
-class OnPolicy:
-    """How often the student answers a prompt itself (GKD, arXiv 2306.13649: the student data fraction).
-
-    Attributes:
-        fraction: of the responses, drawn anew at each step; the others are the data's.
-        sampler: how the student answers; its cap bounds the memory of a micro-batch, whatever the budget of tokens.
-    """
-
-    fraction: float
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(f"model.on_policy.fraction {self.fraction}: expected a number in (0, 1]; or leave it out")
 
 
 class DistillationModule(StudentModule):

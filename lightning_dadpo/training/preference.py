@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.losses import PreferenceObjective, PreferenceOutcome, TokenDivergence, WeightedTerm
+from lightning_dadpo.losses import PairTerm, PreferenceObjective, PreferenceOutcome, TokenDivergence
 from lightning_dadpo.models.log_probs import (
     log_probs_and_divergences,
     model_log_probs,
@@ -60,17 +60,6 @@ class AnchorSource:
             )
         if self.adapter is not None and self.model is None:
             raise ConfigError(f"anchor: adapter {self.adapter}: needs the `model` that it was trained on")
-
-
-@dataclass(frozen=True)
-class PairTerm(WeightedTerm):
-    """A loss of responses that is added to each pair's preference loss.
-
-    Attributes:
-        response: which of the pair's two it is a loss of. (Not `on`: YAML reads that key as true.)
-    """
-
-    response: Literal["chosen", "rejected"] = "chosen"
 
 
 class PreferenceModule(StudentModule):
