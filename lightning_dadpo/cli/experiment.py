@@ -198,4 +198,5 @@ def read_experiment(path: str) -> Experiment:
         for file in recipe.configs:
             if not Path(file).is_file():
                 raise ConfigError(f"{path}: configs names {file}: no such file")
+            read_yaml(file)
     return experiment

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +13,7 @@ import yaml
 
 from lightning_dadpo.cli.command_parser import one_line
 from lightning_dadpo.cli.experiment import FitRecipe
+from lightning_dadpo.cli.recipe import merge
 from lightning_dadpo.errors import ConfigError, DadpoError
 
 __all__ = ["Needs", "needs_of"]
@@ -45,34 +49,78 @@ def needs_of(name: str, recipe: FitRecipe) -> Needs:
     Raises:
         ConfigError: the recipe names no loss, or one that cannot be built.
     """
-    from lightning_dadpo.losses import PreferenceObjective, TokenDivergence  # torch, which a plan should not cost twice
+    from lightning_dadpo.losses import PairTerm, PreferenceObjective, TokenDivergence, WeightedTerm
+    from lightning_dadpo.sampling.on_policy import OnPolicy
 
-    module, model = _model(recipe)
     place = f"experiment.objectives.{name}"
-    if "loss" not in model:
+    module, model = _model(recipe, place)
+    if model.get("loss") is None:
         raise ConfigError(f"{place}: no model.init_args.loss in its configs; add one of configs/loss/")
     if module == "DistillationModule":
-        _built(TokenDivergence, model["loss"], place)
+        _built(TokenDivergence, "loss", model, place)
+        _terms(WeightedTerm, model, place)
+        if model.get("on_policy") is not None:
+            _typed(OnPolicy, model["on_policy"], f"{place}: model.init_args.on_policy")
         return Needs("responses", live_teacher=True)
-    loss = _built(PreferenceObjective, model["loss"], place)
-    terms = [term["term"] for term in (model.get("terms") or {}).values() if "term" in term]
-    live = any(issubclass(_class(term, place), TokenDivergence) for term in terms)
-    return Needs("pairs", tuple(loss.anchors), live)
+    loss = _built(PreferenceObjective, "loss", model, place)
+    terms = _terms(PairTerm, model, place)
+    return Needs("pairs", tuple(loss.anchors), any(isinstance(one.term, TokenDivergence) for one in terms))
 
 
-def _model(recipe: FitRecipe) -> tuple[str, dict[str, Any]]:
-    """The module's name, and what its arguments come to: a later file replaces a loss of another class as a whole."""
+def _model(recipe: FitRecipe, place: str) -> tuple[str, dict[str, Any]]:
+    """The module's name, and what its arguments come to: a later file replaces a loss of another class as a whole.
+
+    Raises:
+        ConfigError: a file, or the settings, hold something else where keys with values belong.
+    """
     module, model = "PreferenceModule", dict[str, Any]()
-    for said in (*(yaml.safe_load(Path(file).read_text("utf-8")) or {} for file in recipe.configs), recipe.settings):
-        part = said.get("model") or {}
-        module = part.get("class_path", module).rsplit(".", 1)[-1]
-        arguments = dict(part.get("init_args") or {})
+    files = [(file, yaml.safe_load(Path(file).read_text("utf-8")) or {}) for file in recipe.configs]
+    for source, said in (*files, ("settings", recipe.settings)):
+        for key in ("trainer", "data", "model"):
+            if key in said:
+                _keys(said[key], f"{place}: {source}: {key}")
+        part = said.get("model", {})
+        if not isinstance(class_path := part.get("class_path", module), str):
+            raise ConfigError(f"{place}: {source}: model.class_path {class_path!r}: expected a name")
+        module = class_path.rsplit(".", 1)[-1]
+        arguments = dict(_keys(part.get("init_args", {}), f"{place}: {source}: model.init_args"))
         if "loss" in arguments:
-            said_now = arguments["loss"]
-            said_now = {"class_path": said_now} if isinstance(said_now, str) else said_now
+            said_now = _keys(_named(arguments["loss"]), f"{place}: {source}: model.init_args.loss")
             arguments["loss"] = _over(model.get("loss", {}), said_now)
+        for key, lay in (("terms", _over_terms), ("on_policy", merge)):
+            if isinstance(model.get(key), dict) and isinstance(arguments.get(key), dict):
+                arguments[key] = lay(model[key], arguments[key])
         model |= arguments
     return module, model
+
+
+def _keys(said: Any, place: str) -> dict[str, Any]:
+    """What was said, if it is keys with values.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(said, dict):
+        raise ConfigError(f"{place}: expected keys with values, found {said!r}")
+    return said
+
+
+def _named(said: Any) -> Any:
+    """A class that is said by its name alone."""
+    return {"class_path": said} if isinstance(said, str) else said
+
+
+def _over_terms(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A later file's terms alone; what it leaves out of one stays as an earlier file has it."""
+    laid = dict(over)
+    for name in under.keys() & over.keys():
+        before, now = under[name], over[name]
+        if isinstance(before, dict) and isinstance(now, dict):
+            laid[name] = before | now
+            both = _named(before.get("term")), _named(now.get("term"))
+            if all(isinstance(one, dict) for one in both):
+                laid[name]["term"] = _over(*both)
+    return laid
 
 
 def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -81,30 +129,47 @@ def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return under | over | {"init_args": (under.get("init_args") or {}) | (over.get("init_args") or {})}
 
 
-def _built(kind: type, said: Any, place: str) -> Any:
-    from jsonargparse import ArgumentError, ArgumentParser
+def _built(kind: type, key: str, model: dict[str, Any], place: str) -> Any:
+    """An object of one of the kind's classes, as the recipe names it."""
+    from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "loss")
+    parser.add_subclass_arguments(kind, key, required=True)
+    with _in_one_line(f"{place}: model.init_args.{key}"):
+        # a copy, for the parser writes into what it is given
+        return parser.instantiate(parser.parse_object(deepcopy({key: model[key]})))[key]
+
+
+def _terms(kind: type, model: dict[str, Any], place: str) -> list[Any]:
+    """The terms beside the loss."""
+    place = f"{place}: model.init_args.terms"
+    return [_typed(kind, said, f"{place}.{name}") for name, said in _keys(model.get("terms") or {}, place).items()]
+
+
+def _typed(kind: type, said: Any, place: str) -> Any:
+    """An object of the class, as a training would read it."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    said = deepcopy(_keys(said, place))
+    with _in_one_line(place):
+        return kind(**vars(parser.instantiate(parser.parse_object(said))))
+
+
+@contextmanager
+def _in_one_line(place: str) -> Iterator[None]:
+    """A mistake with its place, as our own class says it where it was one of ours.
+
+    Raises:
+        ConfigError: for any mistake of a recipe's.
+    """
+    from jsonargparse import ArgumentError
+
     try:
-        return parser.instantiate(parser.parse_object({"loss": said})).loss
-    except (ArgumentError, ValueError) as error:
+        yield
+    except (ArgumentError, ValueError, TypeError) as error:
         mistake: BaseException | None = error
         while mistake is not None and not isinstance(mistake, DadpoError):
             mistake = mistake.__cause__
-        raise ConfigError(f"{place}: model.init_args.loss: {mistake or one_line(str(error))}") from error
-
-
-def _class(said: dict[str, Any] | str, place: str) -> type:
-    """A term's class; those of this package may be said by their names alone."""
-    from importlib import import_module
-
-    from lightning_dadpo import losses
-
-    path = said if isinstance(said, str) else said["class_path"]
-    module, _, name = path.rpartition(".")
-    try:
-        found: type = getattr(import_module(module) if module else losses, name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{place}: model.init_args.terms: no class {path!r}") from error
-    return found
+        raise ConfigError(f"{place}: {mistake or one_line(str(error))}") from error

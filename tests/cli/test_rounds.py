@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from lightning_dadpo.cli.experiment import Experiment, FitRecipe, Mix, read_experiment
-from lightning_dadpo.cli.needs import needs_of
 from lightning_dadpo.cli.stages import Stage, plan_rounds, plan_stages
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.spec import ModelSpec
@@ -266,39 +265,6 @@ def test_what_does_not_go_together_is_refused_in_one_line(changes: dict[str, Any
 def test_a_share_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"experiment.mix.earlier 1\.5: expected a share from 0 to 1"):
         Mix(1.5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"loss": {"class_path": "Nope"}}, "model.init_args.loss: "),
-        ({"loss": "Nope"}, "model.init_args.loss: "),
-        ({"loss": {"class_path": "DPO", "init_args": {"beta": "much"}}}, "Got value: much"),
-        ({"loss": {"init_args": {"beta_teacher": -1}}}, "beta of anchor 'teacher' is -1.0"),
-        ({"terms": {"x": {"weight": 1.0, "term": {"class_path": "Nope"}}}}, "terms: no class 'Nope'"),
-    ],
-)
-def test_a_loss_that_cannot_be_built_is_refused_with_the_objectives_name(settings: dict[str, Any], said: str) -> None:
-    broken = FitRecipe([str(LOSSES / "dadpo.yaml")], {"model": {"init_args": settings}})
-    with pytest.raises(ConfigError) as refused:
-        needs_of("mine", broken)
-    assert str(refused.value).startswith("experiment.objectives.mine: model.init_args.")
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-def test_a_recipe_without_a_loss_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"mine: no model.init_args.loss in its configs; add one of configs/loss/"):
-        needs_of("mine", FitRecipe(["configs/recipes/preference.yaml"]))
-
-
-def test_a_later_file_replaces_a_loss_of_another_class_and_an_anchor_of_weight_0_is_not_needed() -> None:
-    two = FitRecipe([str(LOSSES / "dadpo.yaml"), str(LOSSES / "dpo.yaml")])
-    assert needs_of("x", two).anchors == ("reference",)
-    zero = FitRecipe(
-        [str(LOSSES / "dadpo.yaml")], {"model": {"init_args": {"loss": {"init_args": {"beta_teacher": 0}}}}}
-    )
-    assert needs_of("x", zero).anchors == ("reference",)
 
 
 def test_the_rounds_say_who_drew_who_is_the_reference_and_what_was_trained_on() -> None:
