@@ -67,7 +67,8 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest() -> None:
     assert {value.device.type for value in (*tensors, pairs.weights)} == {"meta"}
     assert pairs.sequences.shapes == ((2, 0, 1),)
     assert (pairs.pair_ids, pairs.pairs_in_step, len(pairs)) == (("a",), 8, 1)
-    responses = ResponseBatch(("a", "b"), pack([[5], [6]], [[[7]], [[8]]]), torch.ones(2), tokens_in_step=9, responses_in_step=2).to("meta")
+    packed = pack([[5], [6]], [[[7]], [[8]]])
+    responses = ResponseBatch(("a", "b"), packed, torch.ones(2), tokens_in_step=9, responses_in_step=2).to("meta")
     assert responses.sequences.targets.device.type == "meta"
     assert (responses.response_ids, responses.tokens_in_step) == (("a", "b"), 9)
     assert batch().to("meta").prompt_lengths.device.type == "meta"

@@ -19,9 +19,10 @@ from experiments.throughput.workload import SHORT, Pair, pair_rows
 from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.data.rows import RowWriter, ScoreRow
 from lightning_dadpo.losses import DaDPO
-from lightning_dadpo.training.datamodule import PairSource, PreferenceData
+from lightning_dadpo.training.datamodule import PreferenceData
 from lightning_dadpo.training.optimization import Schedule
 from lightning_dadpo.training.preference import AnchorSource, PreferenceModule
+from lightning_dadpo.training.sources import PairSource
 
 __all__ = ["compare_loops"]
 

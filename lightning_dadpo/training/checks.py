@@ -132,9 +132,7 @@ class CheckScores(L.Callback):
     def _audit_teacher(self, module: PreferenceModule, pairs: list[PairRow]) -> None:
         stored = module.scorers["teacher"]
         if _served(stored):
-            _say(
-                "the teacher's scores are a server's, which was audited when it gave them"
-            )
+            _say("the teacher's scores are a server's, which was audited when it gave them")
         elif self.teacher is not None:
             precision = _scored_in(stored, module.device)
             model = load_frozen(self.teacher, precision, module.device)

@@ -19,8 +19,9 @@ from lightning_dadpo.losses import DaDPO
 from lightning_dadpo.models.loading import load_tokenizer
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.checks import CheckScores
-from lightning_dadpo.training.datamodule import PairSource, PreferenceData, ResponseSource, SupervisedData
+from lightning_dadpo.training.datamodule import PreferenceData, SupervisedData
 from lightning_dadpo.training.preference import AnchorSource, PreferenceModule
+from lightning_dadpo.training.sources import PairSource, ResponseSource
 from lightning_dadpo.training.supervised import SupervisedModule
 from tests.other import other_model, speak_plainly
 from tests.scoring.example import trainer, write_artifact

@@ -20,8 +20,9 @@ from lightning_dadpo.data.rows import Message, PairRow, ResponseRow, RowWriter, 
 from lightning_dadpo.losses import DaDPO
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.scoring.stage import score
-from lightning_dadpo.training.datamodule import PairSource, PreferenceData
+from lightning_dadpo.training.datamodule import PreferenceData
 from lightning_dadpo.training.preference import AnchorSource, PreferenceModule
+from lightning_dadpo.training.sources import PairSource
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")

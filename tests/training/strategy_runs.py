@@ -24,10 +24,11 @@ from torch.distributed.tensor import DTensor
 from lightning_dadpo.losses import JensenShannon, ResponseNLL, ReverseKL, WeightedTerm
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.checkpoints import LastCheckpoint
-from lightning_dadpo.training.datamodule import ResponseSource, SupervisedData
+from lightning_dadpo.training.datamodule import SupervisedData
 from lightning_dadpo.training.distillation import DistillationModule
 from lightning_dadpo.training.preference import PairTerm
 from lightning_dadpo.training.sharding import writes_folders
+from lightning_dadpo.training.sources import ResponseSource
 from lightning_dadpo.training.supervised import SupervisedModule
 from tests.scoring.example import Setup, trainer
 

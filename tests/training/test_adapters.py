@@ -24,8 +24,9 @@ from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
 from lightning_dadpo.scoring.live import LiveScorer
 from lightning_dadpo.training.checkpoints import LastCheckpoint
 from lightning_dadpo.training.checks import CheckScores
-from lightning_dadpo.training.datamodule import ResponseSource, SupervisedData
+from lightning_dadpo.training.datamodule import SupervisedData
 from lightning_dadpo.training.preference import AnchorSource, PreferenceModule
+from lightning_dadpo.training.sources import ResponseSource
 from lightning_dadpo.training.supervised import SupervisedModule
 from tests.scoring.example import Setup, make_response, make_setup, trainer, write_artifact
 from tests.tiny import tiny_model

@@ -16,7 +16,7 @@ from lightning_dadpo.data.pairing import read_pairs
 from lightning_dadpo.training import callbacks
 from lightning_dadpo.training.callbacks import RecordPairs, StepProgress, Throughput
 from lightning_dadpo.training.checkpoints import LastCheckpoint
-from lightning_dadpo.training.datamodule import PairSource
+from lightning_dadpo.training.sources import PairSource
 from tests.scoring.example import Setup, make_response, make_setup, trainer
 
 

@@ -20,8 +20,8 @@ from lightning_dadpo.scoring.table import ScoreTable
 from lightning_dadpo.training import checks
 from lightning_dadpo.training.checkpoints import LastCheckpoint
 from lightning_dadpo.training.checks import CheckScores
-from lightning_dadpo.training.datamodule import PairSource
 from lightning_dadpo.training.preference import AnchorSource
+from lightning_dadpo.training.sources import PairSource
 from tests.scoring.example import Setup, make_setup, scored, trainer, write_artifact
 from tests.tiny import tiny_model
 

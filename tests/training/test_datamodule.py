@@ -17,8 +17,9 @@ from lightning_dadpo.data.plan import Plan
 from lightning_dadpo.data.rows import RowWriter
 from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
 from lightning_dadpo.scoring.cached import CachedScorer
-from lightning_dadpo.training.datamodule import PairSource, PreferenceData, ResponseSource
+from lightning_dadpo.training.datamodule import PreferenceData
 from lightning_dadpo.training.normalisation import framework_divisor
+from lightning_dadpo.training.sources import PairSource, ResponseSource
 from tests.scoring.example import (
     LiveRows,
     Setup,

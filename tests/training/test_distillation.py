@@ -21,8 +21,9 @@ from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
 from lightning_dadpo.training.checks import CheckScores
-from lightning_dadpo.training.datamodule import PairSource, PreferenceData, ResponseSource, SupervisedData
+from lightning_dadpo.training.datamodule import PreferenceData, SupervisedData
 from lightning_dadpo.training.distillation import DistillationModule, OnPolicy
+from lightning_dadpo.training.sources import PairSource, ResponseSource
 from tests import oracles
 from tests.scoring.example import make_response, trainer, write_artifact
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model

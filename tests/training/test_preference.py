@@ -23,9 +23,9 @@ from lightning_dadpo.losses import DPO, AnchoredPreference, DaDPO
 from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.callbacks import Throughput
-from lightning_dadpo.training.datamodule import PairSource
 from lightning_dadpo.training.metrics import pair_value_names
 from lightning_dadpo.training.preference import AnchorSource, PreferenceModule
+from lightning_dadpo.training.sources import PairSource
 from tests.scoring.example import Setup, make_pairs, make_setup, trainer, write_artifact
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*")  # live anchors are

@@ -14,7 +14,8 @@ from torch import Tensor
 from lightning_dadpo.data.batching import collate_responses
 from lightning_dadpo.data.rows import ResponseRow
 from lightning_dadpo.models.spec import ModelSpec
-from lightning_dadpo.training.datamodule import ResponseSource, SupervisedData
+from lightning_dadpo.training.datamodule import SupervisedData
+from lightning_dadpo.training.sources import ResponseSource
 from lightning_dadpo.training.supervised import SupervisedModule
 from tests.scoring.example import make_response, trainer, write_artifact
 from tests.tiny import tiny_model

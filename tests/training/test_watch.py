@@ -29,9 +29,10 @@ from lightning_dadpo.models.loading import load_frozen, load_tokenizer, model_di
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 from lightning_dadpo.training import watch
-from lightning_dadpo.training.datamodule import PairSource, PreferenceData, ResponseSource, SupervisedData
+from lightning_dadpo.training.datamodule import PreferenceData, SupervisedData
 from lightning_dadpo.training.loggers import ExperimentLogger
 from lightning_dadpo.training.preference import AnchorSource, PreferenceModule
+from lightning_dadpo.training.sources import PairSource, ResponseSource
 from lightning_dadpo.training.supervised import SupervisedModule
 from lightning_dadpo.training.watch import WatchDistances
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model, tiny_tokenizer
