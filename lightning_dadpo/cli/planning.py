@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lightning_dadpo.cli.experiment import Experiment, read_experiment
 from lightning_dadpo.cli.needs import needs_of
 from lightning_dadpo.cli.recipe import SHARDED, merged_settings, strategy_of
+from lightning_dadpo.cli.rounds import check_anchors
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.footprint import Footprint
 from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
@@ -116,7 +117,9 @@ def plan(
     name = objective or next(iter(said.objectives))
     if name not in said.objectives:
         raise ConfigError(f"--objective {name}: {experiment} has {', '.join(said.objectives)}")
-    needs = needs_of(name, said.objectives[name])
+    every = {one: needs_of(one, recipe) for one, recipe in said.objectives.items()}
+    check_anchors(said, every)  # `dadpo run` would refuse all of it for one of them
+    needs = every[name]
     if needs.trains_on != "pairs":
         raise ConfigError(f"--objective {name}: trains on responses; only trainings on pairs can be planned")
     settings = merged_settings(said.objectives[name])

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning_dadpo.cli import overlays
-from lightning_dadpo.cli.experiment import FitRecipe
+from lightning_dadpo.cli.experiment import Experiment, FitRecipe
 from lightning_dadpo.cli.needs import Needs
 from lightning_dadpo.cli.planner import Planner
 from lightning_dadpo.data.pairing_rules import RULES
@@ -101,17 +101,22 @@ def name_in(objective: str, number: int) -> str:
     return objective if number == 1 else f"{objective}-round{number}"
 
 
-def check_anchors(world: World) -> None:
+def check_anchors(experiment: Experiment, needs: dict[str, Needs]) -> None:
     """Refuse an objective that names a model which the experiment does not have.
+
+    Args:
+        experiment: whose models there are.
+        needs: of its objectives, by name.
 
     Raises:
         ConfigError: naming the objective and the anchor.
     """
-    for name, needs in world.needs.items():
-        if unknown := [anchor for anchor in needs.anchors if anchor not in world.anchors]:
+    known = (TEACHER, REFERENCE, *experiment.anchors)
+    for name, one in needs.items():
+        if unknown := [anchor for anchor in one.anchors if anchor not in known]:
             raise ConfigError(
                 f"experiment.objectives.{name}: its loss needs anchor {unknown[0]!r}, and there are "
-                f"{', '.join(world.anchors)}; add it under `anchors`: {{{unknown[0]}: {{path: FOLDER}}}}"
+                f"{', '.join(known)}; add it under `anchors`: {{{unknown[0]}: {{path: FOLDER}}}}"
             )
 
 

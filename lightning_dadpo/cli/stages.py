@@ -46,8 +46,8 @@ def _plan(experiment: Experiment) -> tuple[list[Stage], list[RoundPlan]]:
     recipe, overlay = experiment.dsft, overlays.supervised(initial, answers, experiment.keep_cut)
     dsft = ModelSpec(planner.fit("dsft", recipe, overlay, [answers])[1])
     needs = {name: needs_of(name, recipe) for name, recipe in experiment.objectives.items()}
+    check_anchors(experiment, needs)
     world = World(planner, teacher, answers, dsft, needs)
-    check_anchors(world)
     sides = None
     if any(one.trains_on == "pairs" for one in needs.values()):
         after = experiment.rejected_from == "dsft"

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from lightning_dadpo.cli.experiment import read_experiment
 from lightning_dadpo.cli.main import main
 from lightning_dadpo.cli.planning import Workload, plan_modes, recommended
 from lightning_dadpo.cli.recipe import shards_the_student, strategy_of
+from lightning_dadpo.cli.stages import plan_stages
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.footprint import Footprint
 from lightning_dadpo.training.memory import Layout
@@ -117,6 +119,16 @@ def test_a_loss_that_asks_for_logits_is_planned_with_a_live_teacher_alone(
     assert main(["plan", f"{with_loss(tmp_path, 'forward_kl')}.yaml", *EIGHT_H100]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said == "error: --objective dadpo: trains on responses; only trainings on pairs can be planned"
+
+
+def test_a_plan_refuses_an_anchor_that_a_run_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"{with_loss(tmp_path, 'several_teachers')}.yaml"
+    assert main(["plan", path, *EIGHT_H100, "--pairs", "100"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: experiment.objectives.dadpo: its loss needs anchor 'teacher_a', and there are ")
+    with pytest.raises(ConfigError) as refused:
+        plan_stages(read_experiment(path))
+    assert said == f"error: {refused.value}"
 
 
 SMALL = Footprint(1000, 2, 300, 500, 400, 10_000, 100)
