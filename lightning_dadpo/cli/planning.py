@@ -3,83 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_dadpo.cli.experiment import Experiment, read_experiment
-from lightning_dadpo.cli.needs import needs_of
+from lightning_dadpo.cli.needs import Needs, needs_of
+from lightning_dadpo.cli.plan_modes import Mode, Workload, plan_modes, recommended
 from lightning_dadpo.cli.recipe import SHARDED, merged_settings, strategy_of
-from lightning_dadpo.cli.rounds import check_anchors
+from lightning_dadpo.cli.rounds import REFERENCE, TEACHER, check_anchors
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.footprint import Footprint
 from lightning_dadpo.models.spec import AdapterSpec, ModelSpec
-from lightning_dadpo.training.memory import Layout, Parts, scoring_memory, training_memory
+from lightning_dadpo.training.memory import Layout
 
-__all__ = ["plan", "Mode", "Workload", "plan_modes"]
+__all__ = ["plan"]
 
 GIB = 2**30
 CHARACTERS_A_TOKEN = 4
 TEMPLATE_TOKENS = 20
-SHARE_OF_MATMUL_RATE = {"training": 0.65, "scoring": 0.55}
-"""Of the rate of large products, measured on a CPU (experiments/throughput, row F, and the scoring stage)."""
-SCORE_DISK_BYTES = 190
-"""Of one pair's row in a scores artefact."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What will be trained on.
-
-    Attributes:
-        pairs: of the training split.
-        prompt_tokens, response_tokens: of one prompt and of one response.
-        epochs: of the preference training.
-        pairs_per_step: over all devices.
-        tokens_per_batch: of a forward pass on one device.
-    """
-
-    pairs: int
-    prompt_tokens: int
-    response_tokens: int
-    epochs: int
-    pairs_per_step: int
-    tokens_per_batch: int
-
-    @property
-    def pair_tokens(self) -> int:
-        """Tokens that are computed for a pair: the prompt once, and of each response all but its last."""
-        return self.prompt_tokens + 2 * self.response_tokens - 2
-
-    def micro_batches(self, devices: int) -> int:
-        """Of one step on one device."""
-        return max(1, math.ceil(self.pairs_per_step * self.pair_tokens / (self.tokens_per_batch * devices)))
-
-
-@dataclass(frozen=True)
-class Mode:
-    """One way to have the anchors' log-probs.
-
-    Attributes:
-        name: live, cached or remote.
-        parts: bytes of the training on one device.
-        scoring_bytes: of the larger model that is scored with, on one device; 0 where nothing is.
-        disk_bytes: of checkpoints, the exported model and scores.
-        flop: of scoring and training together, linear layers alone.
-        hours: of scoring and training.
-        server_tokens: that a server has to score.
-        fits: whether training and scoring fit on the device.
-    """
-
-    name: str
-    parts: Parts
-    scoring_bytes: float
-    disk_bytes: float
-    flop: float
-    hours: float
-    server_tokens: int
-    fits: bool
 
 
 def plan(
@@ -127,16 +69,16 @@ def plan(
     precision = settings.get("trainer", {}).get("precision") or _precision(kind)
     workload = _workload(said, settings, kind, pairs, prompt_tokens, response_tokens)
     strategy, devices = strategy_of(settings)
-    student, teacher = _footprints(said, Path(models), workload, precision, _adapter(settings))
+    student, others = _footprints(said, needs, Path(models), workload, precision, _adapter(settings))
     if strategy in SHARDED and student.rounded:
         raise ConfigError(f"trainer.strategy {strategy}: would spread rounded weights over ranks; expected ddp")
     layout = Layout(strategy, devices, precision == "bf16-mixed", workload.micro_batches(devices))  # type: ignore[arg-type]
     memory = GIB * (device_memory_gib or _memory_here(kind))
     rate = 1e12 * teraflops if teraflops is not None else _rate_here(precision)
-    modes = plan_modes(student, teacher, workload, layout, memory, rate)
+    modes = plan_modes(student, others, REFERENCE in needs.anchors, workload, layout, memory, rate)
     if needs.live_teacher:  # its logits are asked for, which no table holds and no server gives
         modes = [mode for mode in modes if mode.name == "live"]
-    made = _Plan(f"{said.name}, {name}", student, teacher, workload, layout, modes, memory)
+    made = _Plan(f"{said.name}, {name}", student, others, workload, layout, modes, memory)
     _show(made)
     if out is not None:
         _write(made, Path(out))
@@ -149,7 +91,7 @@ class _Plan:
 
     title: str
     student: Footprint
-    teacher: Footprint
+    others: dict[str, Footprint]
     workload: Workload
     layout: Layout
     modes: list[Mode]
@@ -158,65 +100,6 @@ class _Plan:
     @property
     def taken(self) -> Mode | None:
         return recommended(self.modes)
-
-
-def plan_modes(
-    student: Footprint, teacher: Footprint, workload: Workload, layout: Layout, memory: float, rate: float
-) -> list[Mode]:
-    """Live, cached and remote anchors.
-
-    Args:
-        student, teacher: counted with the workload's micro-batch.
-        workload: the pairs.
-        layout: of the training.
-        memory: bytes of one device.
-        rate: FLOP/s of one device in large products.
-    """
-    tokens, predictions = workload.pairs * workload.pair_tokens, 2 * workload.pairs * workload.response_tokens
-    # the head's logits are made once more in the backward pass: 2 + 2 + 4 operations a weight instead of 6;
-    # under an adapter the model's own weights have no gradients, which are 2 of them
-    own = 2 if student.adapter else 0
-    training = (6 - own) * student.matrices * tokens + (8 - own) * student.head * predictions
-    training = workload.epochs * (training + 6 * student.adapter * tokens)
-    reference, of_teacher = (2 * (m.matrices * tokens + m.head * predictions) for m in (student, teacher))
-    devices = layout.devices
-    checkpoint = (4 + 8) * student.trained * (2 if layout.strategy != "one" else 1) + 4 * student.parameters
-    found = []
-    for name in ("live", "cached", "remote"):
-        live = name == "live"
-        # a live reference of an adapter is the student itself, and the only one of a student in 4 bits
-        frozen = ([teacher] if student.adapter else [student, teacher]) if live else []
-        parts = training_memory(student, frozen, layout, workload.pairs, 0 if live else 2)
-        scored = [] if live else [student, teacher] if name == "cached" else [student]
-        scoring_bytes = max((scoring_memory(m, 1, layout.mixed and m is teacher) for m in scored), default=0.0)
-        passes = workload.epochs if live or student.rounded else 1
-        scoring = passes * reference + {"live": workload.epochs * of_teacher, "cached": of_teacher, "remote": 0}[name]
-        seconds = training / (SHARE_OF_MATMUL_RATE["training"] * rate * devices)
-        seconds += scoring / (SHARE_OF_MATMUL_RATE["scoring"] * rate * devices)
-        found.append(
-            Mode(
-                name=name,
-                parts=parts,
-                scoring_bytes=scoring_bytes,
-                disk_bytes=checkpoint + (0 if live else 2 * SCORE_DISK_BYTES * workload.pairs),
-                flop=float(training + scoring),
-                hours=seconds / 3600,
-                # a server is sent whole texts: prompt and response, twice
-                server_tokens=2 * workload.pairs * (workload.prompt_tokens + workload.response_tokens)
-                if name == "remote"
-                else 0,
-                # rounded weights are not spread (training/sharding.py)
-                fits=max(parts.total, scoring_bytes) <= memory
-                and not (live and teacher.rounded and layout.strategy in SHARDED),
-            )
-        )
-    return found
-
-
-def recommended(modes: list[Mode]) -> Mode | None:
-    """Cached where it fits, since its scores outlive the run and it is never slower; then live; a server last."""
-    order = {"cached": 0, "live": 1, "remote": 2}
-    return min((mode for mode in modes if mode.fits), key=lambda mode: order[mode.name], default=None)
 
 
 def _workload(
@@ -249,8 +132,9 @@ def _workload(
 
 
 def _footprints(
-    said: Experiment, models: Path, workload: Workload, precision: Any, adapter: AdapterSpec | None
-) -> tuple[Footprint, Footprint]:
+    said: Experiment, needs: Needs, models: Path, workload: Workload, precision: Any, adapter: AdapterSpec | None
+) -> tuple[Footprint, dict[str, Footprint]]:
+    """The student, and by name the further models that the objective asks."""
     import torch
 
     from lightning_dadpo.models.footprint import footprint
@@ -259,9 +143,11 @@ def _footprints(
     # a GPU's attention keeps no mask; on a CPU, where this runs, it is counted with one, which is little
     common = (lengths, workload.tokens_per_batch, precision, torch.device("cpu"))
     share = said.prune.share if said.prune is not None else 0.0
-    teacher = _found(said.teacher, models)
-    student = replace(teacher, quantize=None) if said.student is None else _found(said.student, models)
-    return footprint(student, *common, remove_share=share, adapter=adapter), footprint(teacher, *common)
+    student = _found(replace(said.teacher, quantize=None) if said.student is None else said.student, models)
+    asked = dict.fromkeys([*needs.anchors, *([TEACHER] if needs.live_teacher else [])])
+    specs = {TEACHER: said.teacher} | said.anchors
+    others = {name: footprint(_found(specs[name], models), *common) for name in asked if name != REFERENCE}
+    return footprint(student, *common, remove_share=share, adapter=adapter), others
 
 
 def _adapter(settings: dict[str, Any]) -> AdapterSpec | None:
@@ -335,11 +221,12 @@ def _show(made: _Plan) -> None:
     table.add_row("hours", *(f"{mode.hours:.3g}" for mode in modes))
     table.add_row("million tokens for a server", *(f"{mode.server_tokens / 1e6:.3g}" for mode in modes))
     Console().print(table)
+    sizes = ", ".join(f"{name} {_sizes(model)}" for name, model in ({"student": made.student} | made.others).items())
     print(
-        f"student {_sizes(made.student)}, teacher {_sizes(made.teacher)}; {workload.pairs} pairs of "
+        f"{sizes}; {workload.pairs} pairs of "
         f"{workload.prompt_tokens} + 2 x {workload.response_tokens} tokens, {workload.epochs} epochs, "
         f"{layout.micro_batches} micro-batches of {workload.tokens_per_batch} tokens a step on each device. "
-        "Drawing responses and dSFT are the same for all three and not counted; a server's time is its own."
+        "Drawing responses and dSFT are the same for all and not counted; a server's time is its own."
     )
     if taken is None:
         least, way = min(mode.parts.total for mode in modes) / GIB, "more devices"
@@ -348,7 +235,8 @@ def _show(made: _Plan) -> None:
         there = made.memory / GIB
         print(f"take none: {least:.1f} GiB at least, {there:.1f} there are; try {way} or fewer tokens_per_batch")
     else:
-        print(f"take {taken.name}: {REASONS[taken.name] if len(modes) > 1 else 'the loss asks for its logits'}")
+        logits = taken.name == "live" and len(modes) == 1
+        print(f"take {taken.name}: {'the loss asks for its logits' if logits else REASONS[taken.name]}")
 
 
 def _sizes(model: Footprint) -> str:
@@ -359,6 +247,7 @@ def _sizes(model: Footprint) -> str:
 
 REASONS = {
     "cached": "scored once, the models are out of memory while the student trains, and later runs use the scores again",
+    "alone": "the loss asks no other model",
     "live": "the teacher fits beside the student where the strategy spreads it, and on no single device",
     "remote": "the teacher fits nowhere here; a server has to score its side",
 }
@@ -367,7 +256,8 @@ REASONS = {
 def _write(made: _Plan, out: Path) -> None:
     from lightning_dadpo.data.artifacts import write_atomically
 
-    said = {name: asdict(getattr(made, name)) for name in ("student", "teacher", "workload", "layout")}
+    said = {name: asdict(getattr(made, name)) for name in ("student", "workload", "layout")}
+    said["anchors"] = {name: asdict(model) for name, model in made.others.items()}
     modes = {mode.name: asdict(mode) | {"training_bytes": mode.parts.total} for mode in made.modes}
     taken = None if made.taken is None else made.taken.name
     out.parent.mkdir(parents=True, exist_ok=True)

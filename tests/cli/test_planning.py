@@ -12,7 +12,7 @@ import yaml
 
 from lightning_dadpo.cli.experiment import read_experiment
 from lightning_dadpo.cli.main import main
-from lightning_dadpo.cli.planning import Workload, plan_modes, recommended
+from lightning_dadpo.cli.plan_modes import Workload, plan_modes, recommended
 from lightning_dadpo.cli.recipe import shards_the_student, strategy_of
 from lightning_dadpo.cli.stages import plan_stages
 from lightning_dadpo.errors import ConfigError
@@ -33,9 +33,9 @@ def planned(tmp_path: Path, recipe: str, *options: str) -> dict[str, Any]:
 
 def test_the_pruned_vicuna_is_planned_from_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(tmp_path, "vicuna", "--pairs", "50000")
-    assert found["teacher"]["parameters"] == 6_738_415_616
-    removed = found["teacher"]["parameters"] - found["student"]["parameters"]
-    assert removed == 7 * found["teacher"]["layer"]  # six of 32 layers would be 18 %
+    assert found["anchors"]["teacher"]["parameters"] == 6_738_415_616
+    removed = found["anchors"]["teacher"]["parameters"] - found["student"]["parameters"]
+    assert removed == 7 * found["anchors"]["teacher"]["layer"]  # six of 32 layers would be 18 %
     assert found["layout"]["strategy"] == "fsdp2"
     cached = found["modes"]["cached"]
     assert cached["parts"]["optimizer"] == 8 * found["student"]["parameters"] / 8
@@ -49,10 +49,10 @@ def test_the_pruned_vicuna_is_planned_from_its_config(tmp_path: Path, capsys: py
 
 def test_two_qwens_are_planned_though_the_width_of_their_logits_differs(tmp_path: Path) -> None:
     found = planned(tmp_path, "qwen", "--pairs", "1000", "--prompt_tokens", "150", "--response_tokens", "300")
-    assert found["teacher"]["parameters"] == 7_615_616_512
+    assert found["anchors"]["teacher"]["parameters"] == 7_615_616_512
     assert found["student"]["parameters"] == 1_543_714_304
     # one epoch from scores, a pair: the student on prompt and both responses, the head made three times
-    student, teacher = found["student"], found["teacher"]
+    student, teacher = found["student"], found["anchors"]["teacher"]
     pair = 6 * student["matrices"] * 748 + 8 * student["head"] * 600
     scored = sum(2 * (model["matrices"] * 748 + model["head"] * 600) for model in (student, teacher))
     assert found["modes"]["cached"]["flop"] == pytest.approx(1000 * (pair + scored))
@@ -86,7 +86,7 @@ def test_an_adapter_is_all_that_has_gradients_and_moments_in_a_plan(
     parts = lora["modes"]["cached"]["parts"]
     assert parts["optimizer"] == 8 * adapter
     assert parts["weights"] == 4 * (lora["student"]["parameters"] + adapter)
-    teacher = 4 * lora["teacher"]["parameters"]  # the reference is the student, its adapter off
+    teacher = 4 * lora["anchors"]["teacher"]["parameters"]  # the reference is the student, its adapter off
     assert lora["modes"]["live"]["parts"]["frozen"] == teacher
     assert "(an adapter of 18.5M is all that trains)" in capsys.readouterr().out
 
@@ -142,13 +142,68 @@ WORK = Workload(100, 10, 20, 1, 16, 512)
 )
 def test_what_is_recommended_follows_from_what_fits(strategy: Any, memory: float, taken: str | None) -> None:
     layout = Layout(strategy, 8 if strategy != "one" else 1)
-    found = recommended(plan_modes(SMALL, LARGE, WORK, layout, memory, 1e12))
+    found = recommended(plan_modes(SMALL, {"teacher": LARGE}, True, WORK, layout, memory, 1e12))
     assert (found.name if found else None) == taken
+
+
+def test_each_objective_has_the_numbers_of_the_models_that_it_asks() -> None:
+    """By hand: 100 pairs of 10 + 2 * 20 - 2 = 48 tokens and 40 predictions, one device, float32.
+
+    Planted: where every objective is counted with a reference and one teacher, all five are the same.
+    """
+    forward = {"small": 2 * 100 * (500 * 48 + 400 * 40), "large": 2 * 100 * (98_000 * 48 + 400 * 40)}
+    training = 100 * (6 * 500 * 48 + 8 * 400 * 40)
+    asked = {
+        "dadpo": ({"teacher": LARGE}, True), "dpo": ({}, True), "simpo": ({}, False),
+        "teacher_only": ({"teacher": LARGE}, False), "several_teachers": ({"a": LARGE, "b": LARGE}, True),
+    }  # fmt: skip
+    for others, reference in asked.values():
+        modes = {mode.name: mode for mode in plan_modes(SMALL, others, reference, WORK, Layout(), 10**9, 1e12)}
+        scored = len(others) + reference
+        assert list(modes) == (["live", "cached", "remote"] if others else ["live", "cached"] if scored else ["alone"])
+        every = training + reference * forward["small"] + len(others) * forward["large"]
+        disk = 12 * 1000 + 4 * 1000
+        if not scored:
+            alone = modes["alone"]
+            assert (alone.flop, alone.parts.scores, alone.parts.frozen, alone.scoring_bytes) == (training, 0, 0, 0)
+            assert alone.disk_bytes == disk
+            continue
+        live, cached = modes["live"], modes["cached"]
+        assert (live.flop, live.parts.scores, live.disk_bytes, live.scoring_bytes) == (every, 0, disk, 0)
+        assert live.parts.frozen == 4 * (1000 * reference + 100_000 * len(others))
+        assert (cached.flop, cached.parts.frozen) == (every, 0)
+        assert cached.parts.scores == 420 * 100 * scored
+        assert cached.disk_bytes == disk + 190 * 100 * scored
+        if others:
+            remote = modes["remote"]
+            assert remote.flop == training + reference * forward["small"]
+            assert remote.server_tokens == len(others) * 2 * 100 * 30
+            assert remote.parts.scores == cached.parts.scores
+            assert (remote.scoring_bytes > 0) == reference
+
+
+def test_a_plan_counts_what_the_recipes_loss_asks_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--pairs", "100"]
+    simpo = planned(tmp_path, with_loss(tmp_path, "simpo"), *options)
+    assert (list(simpo["modes"]), simpo["anchors"], simpo["take"]) == (["alone"], {}, "alone")
+    assert "take alone: the loss asks no other model" in capsys.readouterr().out
+    path = with_loss(tmp_path, "several_teachers")
+    said = yaml.safe_load(Path(f"{path}.yaml").read_text("utf-8"))
+    said["anchors"] = {"teacher_a": said["teacher"], "teacher_b": said["student"]}
+    Path(f"{path}.yaml").write_text(yaml.safe_dump(said), "utf-8")
+    several = planned(tmp_path, path, *options)
+    assert {name: one["parameters"] for name, one in several["anchors"].items()} == {
+        "teacher_a": 7_615_616_512, "teacher_b": 1_543_714_304,
+    }  # fmt: skip
 
 
 def test_several_epochs_make_live_anchors_dearer() -> None:
     once, thrice = (
-        {m.name: m for m in plan_modes(SMALL, LARGE, replace(WORK, epochs=n), Layout(), 10**9, 1e12)} for n in (1, 3)
+        {
+            mode.name: mode
+            for mode in plan_modes(SMALL, {"teacher": LARGE}, True, replace(WORK, epochs=n), Layout(), 10**9, 1e12)
+        }
+        for n in (1, 3)
     )
     assert once["live"].flop == once["cached"].flop
     training = (thrice["cached"].flop - once["cached"].flop) / 2
