@@ -121,21 +121,6 @@ def test_every_yaml_parses_and_opens_with_its_launch_command(path: Path) -> None
     assert isinstance(yaml.safe_load(text), dict)
 
 
-@pytest.mark.parametrize("loss", sorted((ROOT / "configs" / "loss").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_objective_is_a_complete_run_with_the_shared_files(loss: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run.yaml"
-    anchors = "{reference: {scores: a}, teacher: {scores: b}}"
-    run.write_text(
-        f"model: {{init_args: {{student: {{path: x}}, anchors: {anchors}}}}}\n"
-        "data: {init_args: {train: {folder: z}}}\n"
-    )
-    files = [ROOT / "configs/trainer/default.yaml", loss, ROOT / "configs/recipes/preference.yaml", run]
-    done = dadpo("fit", *(part for file in files for part in ("-c", str(file))), "--print_config")
-    assert done.returncode == 0, done.stderr
-    resolved = yaml.safe_load(done.stdout)
-    assert resolved["model"]["init_args"]["loss"]["class_path"].startswith("lightning_dadpo.losses")
-
-
 @pytest.mark.parametrize("name", ["demo", "demo_full"])
 def test_the_demo_recipes_plan_without_touching_a_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_dadpo.cli.experiment import read_experiment
