@@ -33,9 +33,12 @@ time.sleep(60)
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     """What a test leaves behind would be every later test's."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # test runners have workers of theirs ignore it
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    signals = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    signal.signal(signal.SIGINT, usual)
+    assert signals == before
 
 
 def stage(folder: Path, status: int) -> list[str]:
