@@ -10,7 +10,7 @@ from lightning_dadpo.data.pairing_rules import RULES, Candidate, PairingRule, Ru
 from lightning_dadpo.data.rows import PairRow, ResponseRow, content_digest
 from lightning_dadpo.errors import DataError
 
-__all__ = ["Paired", "ScoreOf", "pair_responses", "says_nothing", "unscored"]
+__all__ = ["Paired", "ScoreOf", "pair_of", "pair_responses", "says_nothing", "unscored"]
 
 ScoreOf = Callable[[ResponseRow], float | None]
 """What the teacher gives to a response, nats per token; None where nobody asks."""
@@ -88,7 +88,7 @@ def pair_responses(
         better, worse = found
         counts["kept_chosen_cut"] += better.finish_reason == "length"
         counts["kept_rejected_cut"] += worse.finish_reason == "length"
-        pairs.append(_pair(better, worse))
+        pairs.append(pair_of(better, worse))
     return Paired(pairs, {"pairs": len(pairs), **{key: count for key, count in sorted(counts.items()) if count}})
 
 
@@ -174,7 +174,8 @@ def says_nothing(row: ResponseRow) -> bool:
     return len(row.token_ids) <= (1 if row.finish_reason == "stop" else 0)
 
 
-def _pair(chosen: ResponseRow, rejected: ResponseRow) -> PairRow:
+def pair_of(chosen: ResponseRow, rejected: ResponseRow) -> PairRow:
+    """Two responses to one prompt as a pair, whatever they are; a pair's id is the digest of its ids."""
     return PairRow(
         pair_id=content_digest(chosen.prompt_token_ids, chosen.token_ids, rejected.token_ids),
         prompt_id=chosen.prompt_id,

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_dadpo.data.batching import collate_pairs
-from lightning_dadpo.data.rows import PairRow, ResponseRow, content_digest
+from lightning_dadpo.data.joining import pair_of
+from lightning_dadpo.data.rows import PairRow, ResponseRow
 from lightning_dadpo.errors import AuditError
 from lightning_dadpo.losses import AnchoredPreference
 from lightning_dadpo.models.loading import load_frozen
@@ -71,7 +72,7 @@ class CheckScores(L.Callback):
             return
         if isinstance(pl_module, DistillationModule):
             responses: list[ResponseRow] = trainer.datamodule.rows["train"]  # type: ignore[attr-defined]
-            self._audit_live_teacher(trainer, pl_module, [_with_itself(row) for row in responses[:LIVE_PAIRS]])
+            self._audit_live_teacher(trainer, pl_module, [pair_of(row, row) for row in responses[:LIVE_PAIRS]])
         if not isinstance(pl_module, PreferenceModule):
             return
         pairs: list[PairRow] = trainer.datamodule.rows["train"]  # type: ignore[attr-defined]
@@ -183,24 +184,6 @@ def _scored_in(stored: Scorer, device: torch.device) -> Precision:
         precision: Precision = stored.manifest.made_from["backend"].split()[-1]
         return precision
     return inference_precision(device)
-
-
-def _with_itself(row: ResponseRow) -> PairRow:
-    """A response as a pair with itself: what audits of pairs can look at."""
-    return PairRow(
-        pair_id=content_digest(row.prompt_token_ids, row.token_ids, row.token_ids),
-        prompt_id=row.prompt_id,
-        split=row.split,
-        messages=row.messages,
-        prompt_token_ids=row.prompt_token_ids,
-        chosen_token_ids=row.token_ids,
-        chosen_text=row.text,
-        chosen_finish_reason=row.finish_reason,
-        rejected_token_ids=row.token_ids,
-        rejected_text=row.text,
-        rejected_finish_reason=row.finish_reason,
-        chosen_log_prob=row.log_prob,
-    )
 
 
 class _Asked:
