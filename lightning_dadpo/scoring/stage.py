@@ -119,13 +119,18 @@ def score(
     with shared_draft(out, "scores", made_from, ranks) as work:
         _score_all(work, scorer, rows, budget, device, taken)
         if work.leads:
-            work.draft.counts = {"pairs": len(rows)} | ({"reused": len(taken)} if known else {})
-            if isinstance(rows, TextPairs):
-                work.draft.counts |= {"left_out": rows.read - len(rows)}
-                work.draft.results |= {"left_out": rows.left_out, "changed_ids": dict(rows.changed_ids)}
+            _count(work, rows, len(taken) if known else None)
             stored = ScoreTable(read_rows(work.draft.path / "rows.jsonl", ScoreRow), work.draft.path)
             work.draft.results["audit"] = _audit(anchor, stored, scorer, rows, sides, device, precision == "32-true")
     return Path(out)
+
+
+def _count(work: SharedDraft, rows: RowStore[PairRow] | TextPairs, reused: int | None) -> None:
+    """What the manifest says of the pairs; `reused` of them were scored before, where somebody named such scores."""
+    work.draft.counts = {"pairs": len(rows)} | ({} if reused is None else {"reused": reused})
+    if isinstance(rows, TextPairs):
+        work.draft.counts |= {"left_out": rows.read - len(rows)}
+        work.draft.results |= {"left_out": rows.left_out, "changed_ids": dict(rows.changed_ids)}
 
 
 def _route_taken(out: str) -> Route | None:
