@@ -73,7 +73,7 @@ def _work(experiment: Experiment, stage: Stage, size: float) -> _Work:
         return _Work(6 * size * row * 24, SHARE_OF_MATMUL_RATE["score"])
     if stage.command == "evaluate":
         models = 1 + len(stage.settings["candidates"])
-        return _Work(2 * size * 4 * models * row * limits["heldout"], SHARE_OF_MATMUL_RATE["score"])
+        return _Work(2 * size * 4 * models * row * limits[experiment.evaluate_on], SHARE_OF_MATMUL_RATE["score"])
     if stage.command == "fit":
         epochs = stage.settings.get("trainer", {}).get("max_epochs", 1)
         tokens = row if stage.name == "dsft" else pair

@@ -101,6 +101,7 @@ class Experiment:
         launch: what the trainings are started with, for example [torchrun, --nproc_per_node, "2"].
         launch_inference: what sampling and scoring are started with, the same or [srun, --ntasks, "8", python]; they
             share prompts and pairs, and come to the same rows on any number of processes. All else is one process.
+        evaluate_on: the prompts that students are compared on: heldout, or validation while settings are being chosen.
         notes: sentences for the report about what this experiment can and cannot show.
     """
 
@@ -127,6 +128,7 @@ class Experiment:
     keep_cut: bool = False
     launch: list[str] = field(default_factory=list)
     launch_inference: list[str] = field(default_factory=list)
+    evaluate_on: Literal["heldout", "validation"] = "heldout"
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

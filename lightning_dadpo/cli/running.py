@@ -29,16 +29,20 @@ __all__ = ["run", "demo", "DEMO"]
 DEMO = "configs/recipes/demo.yaml"
 
 
-def run(experiment: str) -> int:
+def run(experiment: str, until: str | None = None) -> int:
     """Walk an experiment: what is finished is skipped, what was killed goes on where it stopped.
 
     Args:
         experiment: the experiment's YAML, for example configs/recipes/demo.yaml.
+        until: a stage to stop before, for example evaluation.
 
     Returns:
         0; or the exit status of the stage that failed.
+
+    Raises:
+        ConfigError: no stage is called so.
     """
-    return _walk(read_experiment(experiment), experiment)[0]
+    return _walk(read_experiment(experiment), experiment, until)[0]
 
 
 def demo(experiment: str = DEMO) -> int:
@@ -62,9 +66,9 @@ def demo(experiment: str = DEMO) -> int:
     return 1 if failures else 0
 
 
-def _walk(experiment: Experiment, path: str) -> tuple[int, list[dict[str, Any]]]:
+def _walk(experiment: Experiment, path: str, until: str | None = None) -> tuple[int, list[dict[str, Any]]]:
     root, start = Path(experiment.folder), time.monotonic()
-    stages = plan_stages(experiment)
+    stages = _before(until, plan_stages(experiment))
     waiting = [stage for stage in stages if not (stage.folder / "manifest.json").is_file()]
     if waiting:
         _check_inputs(experiment)
@@ -79,11 +83,22 @@ def _walk(experiment: Experiment, path: str) -> tuple[int, list[dict[str, Any]]]
             print(f"stage {stage.name} failed with status {status}; the same command goes on here", file=sys.stderr)
             return status, []
         _track(experiment, stage)
+    if until is not None:
+        return 0, []
     summary_text = (stages[-1].folder / "summary.json").read_text("utf-8")
     report = _publish(experiment, path, stages, summary_text, made_anew=bool(waiting))
     summary: list[dict[str, Any]] = json.loads(summary_text)
     _print_end(summary, root, report, time.monotonic() - start)
     return 0, summary
+
+
+def _before(until: str | None, stages: list[Stage]) -> list[Stage]:
+    names = [stage.name for stage in stages]
+    if until is None:
+        return stages
+    if until not in names:
+        raise ConfigError(f"--until {until}: no stage is called so; expected one of {', '.join(names)}")
+    return stages[: names.index(until)]
 
 
 def _note_time(root: Path, stage: Stage, seconds: float, status: int) -> None:

@@ -83,10 +83,11 @@ def _initial(planner: Planner, teacher: ModelSpec, answers: str) -> ModelSpec:
 
 
 def _evaluation(planner: Planner, teacher: ModelSpec, answers: str, students: dict[str, ModelSpec], seed: int) -> None:
+    split = planner.experiment.evaluate_on
     candidates = {
-        name: {"model": asdict(model), "responses": planner.sample(f"heldout-{name}", model, ["heldout"], seed)}
+        name: {"model": asdict(model), "responses": planner.sample(f"{split}-{name}", model, [split], seed)}
         for name, model in students.items()
     }
     settings = {"candidates": candidates, "teacher": asdict(teacher), "teacher_responses": answers}
-    settings |= {"reference": "dsft"}
+    settings |= {"reference": "dsft"} | ({} if split == "heldout" else {"split": split})
     planner.add("evaluation", "evaluate", settings)
