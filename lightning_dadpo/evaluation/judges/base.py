@@ -55,3 +55,7 @@ class Judge(ABC):
         Raises:
             ConfigError, DataError: the judge cannot be asked, or cannot read a comparison; in one line.
         """
+
+    def counts(self) -> dict[str, int]:
+        """What the last call of `prefer` counted, such as comparisons that it could not read; artefacts keep it."""
+        return {}
