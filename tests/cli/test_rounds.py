@@ -301,3 +301,14 @@ def test_rounds_and_candidates_are_counted_in_the_estimate(monkeypatch: pytest.M
     assert one < two < mixed < 3 * one
     assert mixed < minutes(changed(rounds=2, mix=Mix(1.0), reference="moved"))
     assert minutes(changed(**BEST)) > 1.5 * one
+
+
+def test_choosing_settings_on_validation_prompts_trains_the_same_students_and_reads_no_held_out_answer() -> None:
+    final, tuning = stages(DEMO), stages(changed(evaluate_on="validation"))
+    drawn = [name for name in tuning if name.startswith("sample-validation-")]
+    assert drawn == [f"sample-validation-{name}" for name in ("pruned", "dsft", "ddpo", "dadpo")]
+    assert {name for name in final.keys() ^ tuning.keys() if not name.startswith("sample-")} == set()
+    shared = {name for name in final.keys() & tuning.keys() if final[name].folder == tuning[name].folder}
+    assert shared == set(final) - {name for name in final if "heldout" in name} - {"evaluation"}
+    assert all(list(tuning[name].settings["prompts"]) == ["validation"] for name in drawn)
+    assert (final["evaluation"].settings.get("split"), tuning["evaluation"].settings["split"]) == (None, "validation")

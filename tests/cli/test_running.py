@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from lightning_dadpo.cli.experiment import read_experiment
 from lightning_dadpo.cli.main import main
+from lightning_dadpo.cli.stages import plan_stages
 from tests.integration.experiment import write_experiment
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -130,3 +132,12 @@ def test_C6_a_training_of_ones_own_is_held_to_the_step_zero_oracle(tmp_path: Pat
     assert done.stderr.count("\n") == 1
     assert "step-0 oracle: pair" in done.stderr
     assert not (tmp_path / "fit" / "checkpoints").exists()
+
+
+def test_a_run_stops_before_the_stage_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_experiment(tmp_path)
+    error = refused(capsys, "run", str(path), "--until", "evaluate")
+    assert error.startswith("error: --until evaluate: no stage is called so; expected one of ")
+    assert error.endswith(", evaluation")
+    assert main(["run", str(path), "--until", plan_stages(read_experiment(str(path)))[0].name]) == 0
+    assert not Path(read_experiment(str(path)).folder).exists()
