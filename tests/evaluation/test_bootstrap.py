@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_dadpo.errors import DataError
-from lightning_dadpo.evaluation.bootstrap import Interval, mean_interval, ratio_interval
+from lightning_dadpo.evaluation.bootstrap import Interval, mean_interval, ratio_difference, ratio_interval
 
 
 def test_E3_the_value_is_the_ratio_of_sums_not_the_mean_of_ratios() -> None:
@@ -85,3 +85,28 @@ def test_nothing_of_nothing_is_nothing() -> None:
 def test_refuses_what_has_no_ratio(numerators: list[float], denominators: list[float], said: str) -> None:
     with pytest.raises(DataError, match=said):
         ratio_interval(numerators, denominators)
+
+
+def test_a_difference_is_paired_by_prompt() -> None:
+    # the other model needs 1 nat more for each token of every prompt: the difference is 1 in every draw, though each
+    # model's own interval is wide (planted: draws of two seeds give an interval of some nats)
+    tops, bottoms = [1.0, 9.0, 40.0, 2.0], [1, 3, 5, 4]
+    more = [top + bottom for top, bottom in zip(tops, bottoms, strict=True)]
+    found = ratio_difference(more, bottoms, tops, bottoms)
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0), abs=1e-12)
+    alone = ratio_interval(tops, bottoms)
+    assert alone.high - alone.low > 2
+
+
+def test_a_difference_agrees_with_a_plain_loop_over_the_same_draws() -> None:
+    mine, theirs = ([3.0, 0.5, 8.0], [2, 1, 9]), ([1.0, 0.0, 4.0], [3, 0, 2])  # 0 of 0, as n-grams of a short answer
+    found = []
+    for draw in np.random.default_rng(7).integers(0, 3, size=(40, 3)):
+        below = sum(theirs[1][at] for at in draw)
+        other = sum(theirs[0][at] for at in draw) / below if below else 0.0
+        found.append(sum(mine[0][at] for at in draw) / sum(mine[1][at] for at in draw) - other)
+    interval = ratio_difference(*mine, *theirs, resamples=40, seed=7)
+    assert interval.value == pytest.approx(11.5 / 12 - 1.0, abs=1e-12)
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(found, [0.025, 0.975])), abs=1e-12)
+    with pytest.raises(DataError, match="3 prompts against 2, expected the same ones"):
+        ratio_difference(*mine, [1.0, 2.0], [1, 1])
