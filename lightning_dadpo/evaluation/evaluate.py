@@ -21,6 +21,7 @@ from lightning_dadpo.data.rows import STRICT, ResponseRow, RowWriter, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.bootstrap import Interval, mean_interval, ratio_interval
 from lightning_dadpo.evaluation.distances import Sample, sample_sums
+from lightning_dadpo.evaluation.left_out import leave_out, training_digests
 from lightning_dadpo.evaluation.subjects import (
     Candidate,
     Subject,
@@ -29,6 +30,7 @@ from lightning_dadpo.evaluation.subjects import (
     check_same_sampler,
     check_vocabulary,
     read_subject,
+    without,
 )
 from lightning_dadpo.evaluation.text_statistics import text_statistics
 from lightning_dadpo.evaluation.token_maps import TokenMaps
@@ -84,6 +86,7 @@ def evaluate(
     resamples: int = 2000,
     token_maps: int = 4,
     reference: str | None = None,
+    trained_on: list[str] | None = None,
 ) -> Path:
     """Measure candidates against the teacher; a killed run goes on where it stopped.
 
@@ -104,11 +107,14 @@ def evaluate(
         token_maps: prompts whose responses, the teacher's and each student's own, are kept token by token; the first
             ones of the teacher's file, 0 for none.
         reference: the candidate that preference trainings start from; asked about every such response.
+        trained_on: what the models were trained on, prompt files (.jsonl) or artefacts of kind "responses" or "pairs";
+            prompts that stand there too, exactly or nearly (`data.overlap`), are left out and counted.
 
     Raises:
         ConfigError: a name or a number is not usable.
         ArtifactError: an artefact is incomplete, or was sampled by another model than the one beside it.
-        DataError: models answered different prompts or sampled under different settings, or a number is not finite.
+        DataError: models answered different prompts or sampled under different settings, a number is not finite, or
+            every prompt was trained on.
     """
     _check_arguments(candidates, batch_size, resamples)
     device = default_device()
@@ -124,10 +130,13 @@ def evaluate(
         "backend": f"{device.type} {precision}",
         "resamples": resamples,
         "token_maps": [token_maps, reference],
-    }
-    maps = TokenMaps(yardstick, students, reference, token_maps)
+    } | ({"trained_on": training_digests(trained_on)} if trained_on else {})
     if finished(out, "evaluation", made_from):
         return Path(out)
+    asked = {prompt: row.messages for prompt, row in yardstick.rows.items()}
+    left_out = leave_out(asked, trained_on or [], split)
+    yardstick, *students = (without(subject, left_out) for subject in (yardstick, *students))
+    maps = TokenMaps(yardstick, students, reference, token_maps)
     with draft(out, "evaluation", made_from) as work:
         measurement = _Measurement(work.path / "rows.jsonl", yardstick, precision, batch_size, resamples, maps)
         summary = measurement.run(students)
@@ -139,7 +148,7 @@ def evaluate(
             "precision": precision,
             "sampler": students[0].sampler,
             "teacher_sampler": yardstick.sampler,
-        }
+        } | ({"left_out": {prompt: str(overlap) for prompt, overlap in left_out.items()}} if trained_on else {})
     return Path(out)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning_dadpo.models.loading import model_digest
 from lightning_dadpo.models.spec import ModelSpec
 
 __all__ = [
-    "Candidate", "Subject", "read_subject",
+    "Candidate", "Subject", "read_subject", "without",
     "check_same_prompts", "check_same_sampler", "check_vocabulary", "check_finite_weights",
 ]  # fmt: skip
 
@@ -82,6 +83,11 @@ def read_subject(name: str, spec: ModelSpec, responses: str, split: str) -> Subj
     if not rows:
         raise DataError(f"{path}: no response of split {split!r}")
     return Subject(name, spec, digest, folder, manifest.files[path.name], manifest.made_from.get("sampler", {}), rows)
+
+
+def without(subject: Subject, prompts: Container[str]) -> Subject:
+    """The subject without its responses to these prompts."""
+    return replace(subject, rows={prompt: row for prompt, row in subject.rows.items() if prompt not in prompts})
 
 
 def check_same_prompts(teacher: Subject, students: list[Subject]) -> None:

@@ -36,7 +36,7 @@ def responses(seed: int) -> list[ResponseRow]:
             ResponseRow(
                 prompt_id=f"p{number}",
                 split="heldout" if number < PROMPTS else "train",
-                messages=[Message("user", "hi")],
+                messages=[Message("user", f"what is {number}")],
                 prompt_token_ids=[1, *range(10, 14 + number)],
                 token_ids=[*token_ids, END_OF_TURN] if stopped else token_ids,
                 text="",
@@ -251,6 +251,33 @@ def test_further_candidates_are_not_measured(world: World, tmp_path: Path) -> No
 def test_D5_refuses_an_empty_response(world: World, tmp_path: Path) -> None:
     rows = [replace(world.rows["b"][0], token_ids=[]), *world.rows["b"][1:]]
     assert "the response to prompt 'p0' is empty" in refused(world, tmp_path, DataError, rows)
+
+
+def test_E1_prompts_that_were_trained_on_are_left_out(
+    world: World, summary: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The numbers are those of the other prompts alone, and the manifest says which were left out and why."""
+    rows = [replace(row, prompt_id=f"t{at}", split="train") for at, row in enumerate(world.teacher_rows[1:4:2])]
+    trained_on = [save(tmp_path / "trained", world.teacher, rows)]
+    found = world.evaluate(tmp_path / "out", trained_on=trained_on)
+    assert "left out 2 of 5 prompts of split 'heldout'" in capsys.readouterr().out
+    results = read_manifest(tmp_path / "out", "evaluation").results
+    assert results["left_out"] == {"p1": "the same words as t0", "p3": "the same words as t1"}
+    measured = {(row.model, row.prompt_id) for row in read_rows(tmp_path / "out" / "rows.jsonl", EvaluationRow)}
+    assert measured == {(model, prompt) for model in ("a", "b", "teacher") for prompt in ("p0", "p2", "p4")}
+    lengths = [len(world.rows["a"][at].token_ids) for at in (0, 2, 4)]
+    assert (found[0]["prompts"], found[0]["mean_tokens"]) == (3, sum(lengths) / 3)
+    assert found[0]["mean_tokens"] != summary[0]["mean_tokens"]
+    assert world.evaluate(tmp_path / "out", trained_on=trained_on) == found
+    with pytest.raises(ArtifactError, match=r"trained_on: .* there, None now"):
+        world.evaluate(tmp_path / "out")
+
+
+def test_E1_nothing_left_is_refused_before_anything_is_written(world: World, tmp_path: Path) -> None:
+    rows = [replace(row, split="train") for row in world.teacher_rows]
+    with pytest.raises(DataError, match="all 5 prompts of split 'heldout' stand there too"):
+        world.evaluate(tmp_path / "out", trained_on=[save(tmp_path / "trained", world.teacher, rows)])
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_A9_refuses_another_sampler(world: World, tmp_path: Path) -> None:
