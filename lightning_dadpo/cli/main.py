@@ -35,6 +35,12 @@ FUNCTIONS = {
         "score responses once with the teacher, for a pairing rule that asks",
     ),
     "evaluate": ("lightning_dadpo.evaluation.evaluate", "evaluate", "measure students against the teacher"),
+    "judge": ("lightning_dadpo.evaluation.judging", "judge", "win, tie and lose against another model, by a judge"),
+    "validate-judge": (
+        "lightning_dadpo.evaluation.judge_validation",
+        "validate_judge",
+        "how often a judge says what people say",
+    ),
     "export": ("lightning_dadpo.cli.exporting", "export", "a checkpoint or a model as a plain folder for transformers"),
     "report": ("lightning_dadpo.cli.reporting", "report", "write the HTML report of an experiment"),
     "plan": ("lightning_dadpo.cli.planning", "plan", "what an experiment takes, before anything is loaded"),
