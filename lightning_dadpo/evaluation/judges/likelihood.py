@@ -14,9 +14,8 @@ from lightning_dadpo.data.packing import pack, tree_tokens
 from lightning_dadpo.data.plan import budgeted_batches
 from lightning_dadpo.data.rows import Message
 from lightning_dadpo.evaluation.judges.scoring import Answer, ScoringJudge, check_ids, positions
-from lightning_dadpo.models.loading import autocast, load_frozen
+from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.log_probs import attention_kernel, check_trunk_and_head, model_log_probs
-from lightning_dadpo.progress import progress
 
 __all__ = ["LikelihoodJudge"]
 
@@ -56,10 +55,10 @@ class LikelihoodJudge(ScoringJudge):
 
     kind = "likelihood"
 
-    def identity(self) -> dict[str, Any]:
-        """See `Judge.identity`; attention's kernel decides the last digits."""
+    def scored_by(self) -> dict[str, Any]:
+        """See `ScoringJudge.scored_by`; attention's kernel decides last digits too."""
         dtype = torch.float32 if self.precision == "32-true" else torch.bfloat16
-        return super().identity() | {"attention": attention_kernel(self.model.attention, self.device, dtype)}
+        return super().scored_by() | {"attention": attention_kernel(self.model.attention, self.device, dtype)}
 
     @cached_property
     def _loaded(self) -> Any:
@@ -69,60 +68,57 @@ class LikelihoodJudge(ScoringJudge):
 
     def tokens(self, answers: Sequence[Answer]) -> int:
         """See `ScoringJudge.tokens`: every response is read twice, every conversation once."""
-        return sum(tree.tokens for tree in self._trees(self._read(answers))[0])
+        return sum(tree.tokens for tree in self._trees(self._turns(answers))[0])
 
-    def scores(self, answers: Sequence[Answer]) -> list[float | None]:
-        """See `ScoringJudge.scores`: s(x, y) in nats per token."""
+    def read(self, answers: Sequence[Answer]) -> list[float | None]:
+        """See `ScoringJudge.read`: s(x, y) in nats per token."""
         limit, nothing = positions(self._loaded), len(render_prompt(self.tokenizer, NO_PROMPT))
-        read = {
+        turns = {
             answer: turn
-            for answer, turn in self._read(answers).items()
+            for answer, turn in self._turns(answers).items()
             if max(nothing, len(turn.prompt_token_ids)) + len(turn.response_token_ids) <= limit
         }
-        trees, owners = self._trees(read)
+        trees, owners = self._trees(turns)
         check_ids(self.model, self._loaded, [ids for tree in trees for ids in (tree.prompt, *tree.responses)])
         sums = self._log_probs(trees)
         found: dict[Answer, float] = {}
         for number, group in enumerate(owners):
             for answer, given, alone in zip(group, sums[2 * number], sums[2 * number + 1], strict=True):
-                found[answer] = (given - alone) / len(read[answer].response_token_ids)
+                found[answer] = (given - alone) / len(turns[answer].response_token_ids)
         return [found.get(answer) for answer in answers]
 
-    def _read(self, answers: Sequence[Answer]) -> dict[Answer, RenderedTurn]:
+    def _turns(self, answers: Sequence[Answer]) -> dict[Answer, RenderedTurn]:
         """Those that the template has a place for, as ids."""
-        read: dict[Answer, RenderedTurn] = {}
+        turns: dict[Answer, RenderedTurn] = {}
         for conversation, response in answers:
             try:
-                read[conversation, response] = render_turn(self.tokenizer, conversation, response)
+                turns[conversation, response] = render_turn(self.tokenizer, conversation, response)
             except UnplacedTextError:
                 continue
-        return read
+        return turns
 
-    def _trees(self, read: Mapping[Answer, RenderedTurn]) -> tuple[list[_Tree], list[list[Answer]]]:
+    def _trees(self, turns: Mapping[Answer, RenderedTurn]) -> tuple[list[_Tree], list[list[Answer]]]:
         """Two trees for each conversation, its own prompt's and o's, and the answers that their responses are."""
         groups: dict[tuple[Message, ...], list[Answer]] = {}
-        for answer in read:
+        for answer in turns:
             groups.setdefault(answer[0], []).append(answer)
         nothing = render_prompt(self.tokenizer, NO_PROMPT)
         trees: list[_Tree] = []
         for group in groups.values():
-            responses = [read[answer].response_token_ids for answer in group]
-            trees += [_Tree(read[group[0]].prompt_token_ids, responses), _Tree(nothing, responses)]
+            responses = [turns[answer].response_token_ids for answer in group]
+            trees += [_Tree(turns[group[0]].prompt_token_ids, responses), _Tree(nothing, responses)]
         return trees, list(groups.values())
 
     @torch.no_grad()
     def _log_probs(self, trees: Sequence[_Tree]) -> list[list[float]]:
         """Log p of each response of each tree, in nats."""
         found: list[list[float]] = [[] for _ in trees]
-        total = sum(tree.tokens for tree in trees)
-        with progress(f"{self.name} (tokens)", total) as bar, autocast(self.precision, self.device):
-            for count in sorted({len(tree.responses) for tree in trees}):
-                same = [index for index, tree in enumerate(trees) if len(tree.responses) == count]
-                for rows in budgeted_batches([trees[index].tokens for index in same], self.tokens_per_batch):
-                    batch = [same[row] for row in rows]
-                    packed = pack([trees[index].prompt for index in batch], [trees[index].responses for index in batch])
-                    totals = model_log_probs(self._loaded, packed.to(self.device)).total.double().cpu()
-                    for index, nats in zip(batch, totals.view(count, -1).T.tolist(), strict=True):
-                        found[index] = nats
-                    bar.advance(sum(trees[index].tokens for index in batch))
+        for count in sorted({len(tree.responses) for tree in trees}):
+            same = [index for index, tree in enumerate(trees) if len(tree.responses) == count]
+            for rows in budgeted_batches([trees[index].tokens for index in same], self.tokens_per_batch):
+                batch = [same[row] for row in rows]
+                packed = pack([trees[index].prompt for index in batch], [trees[index].responses for index in batch])
+                totals = model_log_probs(self._loaded, packed.to(self.device)).total.double().cpu()
+                for index, nats in zip(batch, totals.view(count, -1).T.tolist(), strict=True):
+                    found[index] = nats
         return found
