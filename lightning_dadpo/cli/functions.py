@@ -19,6 +19,9 @@ __all__ = ["run_function"]
 TAKES_A_PATH = ("run", "report", "plan")
 """Commands whose first argument is a path and needs no flag."""
 
+MAY_TAKE_A_FOLDER = ("chat",)
+"""Commands whose first argument may be a folder without its flag `--folder`."""
+
 SPLIT = ("sample", "score", "score-responses")
 """Commands whose work several processes share; `fit` is Lightning's."""
 
@@ -58,6 +61,8 @@ def _call(name: str, module: str, function: str, summary: str, arguments: list[s
     parser = CommandParser(prog=f"dadpo {name}", description=summary + (several if name in SPLIT else ""))
     parser.add_argument("-c", "--config", action="config", help="a YAML file with any of the options below")
     parser.add_function_arguments(target, as_group=False, as_positional=name in TAKES_A_PATH)
+    if name in MAY_TAKE_A_FOLDER and arguments and not arguments[0].startswith("-"):
+        arguments = ["--folder", *arguments]
     config = _parsed(parser, arguments, ranks)
     values = {key: value for key, value in config.as_dict().items() if key != "config"}
     result = target(**values)

@@ -22,7 +22,7 @@ from lightning_dadpo.sampling.base import Sampled, SamplerSettings, nothing, pro
 from lightning_dadpo.sampling.running import Running
 from lightning_dadpo.sampling.waiting import Waiting
 
-__all__ = ["TransformersSampler", "draw"]
+__all__ = ["TransformersSampler", "draw", "refuse_unknown_layers", "response_uniforms"]
 
 KINDS_OF_LAYERS = {"full_attention", "sliding_attention"}
 """Those that see the same wherever in the cache a row stands."""
@@ -49,6 +49,26 @@ def draw(logits: Tensor, uniforms: Tensor, settings: SamplerSettings) -> Tensor:
     return torch.searchsorted(cumulated, points[:, None], right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
+def response_uniforms(settings: SamplerSettings, key: str) -> Tensor:
+    """The random numbers of one response, [max_new_tokens] in [0, 1), float64: the seed's and the key's alone."""
+    generator = torch.Generator().manual_seed(prompt_seed(settings.seed, key))
+    return torch.rand(settings.max_new_tokens, generator=generator, dtype=torch.float64)
+
+
+def refuse_unknown_layers(model: Any) -> None:
+    """Refuse a model whose past cannot be kept as keys and values.
+
+    Raises:
+        ConfigError: the model has layers whose memory is not keys and values of single tokens.
+    """
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    if unknown := sorted(set(kinds) - KINDS_OF_LAYERS):
+        raise ConfigError(
+            f"sampling from {unknown[0]} layers is not supported here; expected full_attention or "
+            "sliding_attention, or take backend: vllm"
+        )
+
+
 class TransformersSampler:
     """A `Sampler` over a loaded causal language model.
 
@@ -65,12 +85,7 @@ class TransformersSampler:
     def __init__(
         self, model: Any, end_of_turn_ids: tuple[int, ...], settings: SamplerSettings, batch_size: int = 32
     ) -> None:
-        kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
-        if unknown := sorted(set(kinds) - KINDS_OF_LAYERS):
-            raise ConfigError(
-                f"sampling from {unknown[0]} layers is not supported here; expected full_attention or "
-                "sliding_attention, or take backend: vllm"
-            )
+        refuse_unknown_layers(model)
         self.model, self.end_of_turn_ids, self.settings = model, end_of_turn_ids, settings
         self.batch_size = batch_size
         self.device = next(model.parameters()).device
@@ -80,7 +95,7 @@ class TransformersSampler:
         self, prompt_ids: list[list[int]], keys: list[str], advance: Callable[[int], None] = nothing
     ) -> list[Sampled]:
         """One response a prompt, in the order given; `advance` is told how many more have ended."""
-        uniforms = torch.stack([self._uniforms(key) for key in keys]).to(self.device)
+        uniforms = torch.stack([response_uniforms(self.settings, key) for key in keys]).to(self.device)
         waiting, responses = Waiting(self.model, prompt_ids), [_Response() for _ in prompt_ids]
         running = waiting.begin(self.batch_size)
         while len(running):
@@ -112,10 +127,6 @@ class TransformersSampler:
     def _sampled(self, response: _Response) -> Sampled:
         ended = response.token_ids[-1] in self.end_of_turn_ids
         return Sampled(response.token_ids, "stop" if ended else "length", response.log_prob)
-
-    def _uniforms(self, key: str) -> Tensor:
-        generator = torch.Generator().manual_seed(prompt_seed(self.settings.seed, key))
-        return torch.rand(self.settings.max_new_tokens, generator=generator, dtype=torch.float64)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import Sampled, SamplerSettings
-from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
+from lightning_dadpo.sampling.transformers_sampler import TransformersSampler, response_uniforms
 from lightning_dadpo.sampling.transformers_sampler import draw as draw_tokens
 from tests.tiny import END_OF_TURN
 
@@ -50,14 +50,13 @@ def test_draws_are_distributed_as_softmax_of_logits_over_temperature(temperature
         assert counts[token] / 2000 == pytest.approx(share, abs=1e-3)
 
 
-def test_uniform_numbers_of_the_sampler_are_uniform_and_differ_by_key_and_seed(model: Any) -> None:
-    sampler = TransformersSampler(model, (END_OF_TURN,), SamplerSettings(max_new_tokens=4000))
-    other = TransformersSampler(model, (END_OF_TURN,), SamplerSettings(max_new_tokens=4000, seed=1))
-    numbers = sampler._uniforms("one")
+def test_uniform_numbers_of_the_sampler_are_uniform_and_differ_by_key_and_seed() -> None:
+    settings, other = SamplerSettings(max_new_tokens=4000), SamplerSettings(max_new_tokens=4000, seed=1)
+    numbers = response_uniforms(settings, "one")
     counts = torch.histc(numbers, bins=10, min=0, max=1)
     assert float(((counts - 400) ** 2 / 400).sum()) < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
-    assert torch.equal(numbers, sampler._uniforms("one"))
-    for different in (sampler._uniforms("two"), other._uniforms("one")):
+    assert torch.equal(numbers, response_uniforms(settings, "one"))
+    for different in (response_uniforms(settings, "two"), response_uniforms(other, "one")):
         assert abs(float(torch.corrcoef(torch.stack([numbers, different]))[0, 1])) < 0.06
 
 
@@ -104,7 +103,7 @@ def test_the_log_prob_is_what_scoring_gives_the_same_ids(model: Any) -> None:
 def test_each_token_is_the_exact_inversion_of_its_prompts_uniform_numbers(model: Any) -> None:
     rows, settings = draw(model), SamplerSettings(temperature=0.7, max_new_tokens=12)
     for prompt, key, row in zip(PROMPTS, KEYS, rows, strict=True):
-        uniforms = TransformersSampler(model, (END_OF_TURN,), settings)._uniforms(key).tolist()
+        uniforms = response_uniforms(settings, key).tolist()
         ids = list(prompt)
         for uniform, token in zip(uniforms, row.token_ids, strict=False):
             with torch.no_grad():
