@@ -42,6 +42,7 @@ FUNCTIONS = {
         "how often a judge says what people say",
     ),
     "export": ("lightning_dadpo.cli.exporting", "export", "a checkpoint or a model as a plain folder for transformers"),
+    "chat": ("lightning_dadpo.cli.chatting", "chat", "talk to teacher and student side by side"),
     "report": ("lightning_dadpo.cli.reporting", "report", "write the HTML report of an experiment"),
     "plan": ("lightning_dadpo.cli.planning", "plan", "what an experiment takes, before anything is loaded"),
     "run": ("lightning_dadpo.cli.running", "run", "walk a whole experiment, stage by stage"),
