@@ -1,7 +1,7 @@
 """Numbers get into READMEs through this script alone.
 
     python experiments/tables.py collect runs/demo experiments/demo   # a finished run -> results.json
-    python experiments/tables.py write                                # every results.json -> the READMEs
+    python experiments/tables.py write                                # every results.json -> the READMEs, figures
 
 `write` replaces what stands between `<!-- results: NAME -->` and `<!-- end -->` in README.md and in
 experiments/NAME/README.md. An experiment may have further tables; the names of their markers begin with its own.
@@ -14,7 +14,9 @@ import os
 import platform
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,16 +87,15 @@ def table(results: dict[str, Any]) -> str:
 
 
 def tables(name: str, results: dict[str, Any]) -> dict[str, str]:
-    """Every table of an experiment, by the name of its markers."""
-    if results.get("kind") == "throughput":
-        from experiments.throughput import report
+    """Every table of an experiment, by the name of its markers; one of its own kind has a module that writes them."""
+    if "kind" not in results:
+        return {name: table(results)}
+    found: dict[str, str] = _report(results).tables(results)
+    return found
 
-        return report.tables(results)
-    if results.get("kind") == "quantisation":
-        from experiments.quantisation import report as rounding
 
-        return rounding.tables(results)
-    return {name: table(results)}
+def _report(results: dict[str, Any]) -> ModuleType:
+    return import_module(f"experiments.{results['kind']}.report")
 
 
 def written(text: str, name: str, results: dict[str, Any]) -> str:
@@ -109,6 +110,8 @@ def write() -> None:
     """Every experiment's results into its README and the project's."""
     for file in sorted((ROOT / "experiments").glob("*/results.json")):
         results = json.loads(file.read_text("utf-8"))
+        if "kind" in results and (draw := getattr(_report(results), "figures", None)):
+            draw(results, file.parent)
         for readme in (ROOT / "README.md", file.parent / "README.md"):
             readme.write_text(written(readme.read_text("utf-8"), file.parent.name, results), "utf-8")
 

@@ -1,0 +1,228 @@
+"""restore_pruned and what builds on it: which walks they take, and how their numbers come about."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments import estimates, walking
+from experiments.beta_plane import report as plane_report
+from experiments.beta_plane import run as beta_plane
+from experiments.more_data import report as data_report
+from experiments.more_data import run as more_data
+from experiments.restore_pruned import report as restored_report
+from experiments.restore_pruned import run as restore_pruned
+from experiments.teacher_confidence import collect as confidence
+from experiments.teacher_confidence import report as confidence_report
+from lightning_dadpo.cli.experiment import read_experiment
+from lightning_dadpo.cli.stages import plan_stages
+
+RATES = {"dadpo": 2e-5, "ddpo": 5e-6, "teacher_only": 5e-6, "dadpo_sft": 2e-5, "forward_kl": 8e-5, "reverse_kl": 8e-5}
+
+
+@pytest.fixture
+def walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Commands that would have been run; files go to a folder of their own."""
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr(walking, "ROOT", tmp_path)
+    monkeypatch.setattr(walking, "dadpo", lambda *arguments: said.append(arguments))
+    (tmp_path / "chosen.json").write_text(json.dumps({"rates": RATES}))
+    return said
+
+
+def planned(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    file = folder / "experiment.yaml"
+    file.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+    return {stage.name: stage for stage in plan_stages(read_experiment(str(file)))}
+
+
+def test_the_shipped_yaml_is_a_whole_experiment_of_the_size_that_the_readme_says() -> None:
+    file = "experiments/restore_pruned/seed.yaml"
+    experiment = read_experiment(file)
+    assert list(experiment.objectives) == list(RATES)
+    counts = {split: len(Path(one.path).read_text("utf-8").splitlines()) for split, one in experiment.prompts.items()}
+    assert counts == {"train": 264, "validation": 32, "heldout": 64}
+    assert all(one.limit is None for one in experiment.prompts.values())
+    assert experiment.sampling.max_new_tokens == 128
+    assert sum(stage.command == "fit" for stage in plan_stages(experiment)) == 7
+
+
+def test_every_method_is_tuned_over_the_same_rates_and_only_the_rate_differs(walked: Any, tmp_path: Path) -> None:
+    settings = walking.for_seed(10)
+    recipe = settings["objectives"]["dadpo"]
+    fits = [
+        planned(settings | {"objectives": {"one": walking.at(recipe, rate)}}, tmp_path)["one"].settings
+        for rate in restore_pruned.RATES
+    ]
+    rates = [fit["model"]["init_args"].pop("optimizer")["init_args"].pop("lr") for fit in fits]
+    assert rates == [5e-6, 2e-5, 8e-5]
+    assert fits[0] == fits[1] == fits[2]
+
+
+def test_a_seed_decides_the_sampling_and_every_order_of_training(walked: Any, tmp_path: Path) -> None:
+    found = planned(walking.for_seed(20), tmp_path)
+    assert [found[name].settings["settings"]["seed"] for name in ("sample-teacher", "sample-rejected")] == [20, 21]
+    seeds = {stage.settings["data"]["init_args"]["seed"] for stage in found.values() if stage.command == "fit"}
+    assert seeds == {20}
+
+
+def test_the_plane_of_betas_is_scored_once_by_what_restore_pruned_has_scored(walked: Any, tmp_path: Path) -> None:
+    plain, plane = planned(walking.for_seed(10), tmp_path), planned(beta_plane.plane(), tmp_path)
+    scored = [name for name, stage in plane.items() if stage.command == "score"]
+    assert scored == ["score-teacher", "score-reference"]
+    assert all(plane[name].folder == plain[name].folder for name in [*scored, "pairs", "dsft", "sample-teacher"])
+    fits = {name: stage.settings["model"]["init_args"]["loss"]["init_args"] for name, stage in plane.items()
+            if stage.command == "fit" and name != "dsft"}  # fmt: skip
+    assert len(fits) == 11
+    assert {tuple(one.values()) for one in fits.values()} == {
+        (reference, teacher) for reference in (0.0, 0.03, 0.1) for teacher in (0.0, 0.01, 0.03, 0.1)
+    } - {(0.0, 0.0)}
+    assert fits["reference0.1-teacher0.03"] == {"beta_reference": 0.1, "beta_teacher": 0.03}
+
+
+def test_more_data_goes_on_from_the_first_seed(walked: Any, tmp_path: Path) -> None:
+    whole, rounds = (planned(more_data.sized(264, number), tmp_path) for number in (1, 2))
+    assert whole["ddpo"].folder == rounds["ddpo"].folder
+    assert {"ddpo-round2", "dadpo-round2"} < set(rounds)
+    few = planned(more_data.sized(64), tmp_path)
+    assert few["sample-teacher"].settings["prompts"]["train"]["limit"] == 64
+
+
+def test_a_walk_shares_first_then_trains_side_by_side_then_evaluates(
+    walked: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walking.os, "cpu_count", lambda: 2)
+    settings = walking.for_seed(10) | {"folder": str(tmp_path / "seed")}
+    (tmp_path / "seed").mkdir()
+    stages = [{"name": "evaluation", "command": "evaluate", "folder": "there"}]
+    (tmp_path / "seed" / "experiment.json").write_text(json.dumps({"stages": stages}))
+    (tmp_path / "seed" / "summary.json").write_text(json.dumps([{"model": "dadpo"}]))
+    kept = walking.walk(settings, "seed10")
+    files = [tmp_path / "settings" / f"seed10{part}.yaml" for part in ("-part0", "-part1", "-part2", "")]
+    trained = [list(yaml.safe_load(file.read_text("utf-8"))["objectives"]) for file in files]
+    assert trained == [
+        ["dadpo"], ["dadpo", "teacher_only", "forward_kl"], ["ddpo", "dadpo_sft", "reverse_kl"], list(RATES),
+    ]  # fmt: skip
+    assert sorted(walked[:3]) == [("run", str(file), "--until", "evaluation") for file in files[:3]]
+    assert walked[0][1] == str(files[0])
+    assert walked[3:] == [("run", str(files[3]))]
+    assert json.loads(kept.read_text()) == {"stages": {"evaluation": "there"}, "rows": [{"model": "dadpo"}]}
+
+
+def row(model: str, prompt: str, **changes: Any) -> dict[str, Any]:
+    whole = {
+        "model": model, "prompt_id": prompt, "finished": True, "tokens": 4, "repeated": 1, "ngrams": 2,
+        "teacher_log_prob": -8.0, "reverse_kl": 2.0, "forward_kl": 3.0, "teacher_tokens": 6,
+    }  # fmt: skip
+    return estimates._with_counts(whole | changes)
+
+
+def test_seeds_are_pooled_as_ratios_of_sums() -> None:
+    seeds = [
+        [row("a-1", "p", reverse_kl=2.0), row("a-1", "q", reverse_kl=6.0, tokens=12, finished=False)],
+        [row("a-1", "p", reverse_kl=4.0), row("a-1", "q", reverse_kl=1.0, tokens=20)],
+    ]
+    sums = estimates.rows_by_method(seeds, {"a-1": "a"})
+    found = estimates.pooled(sums["a"])
+    assert found["reverse_kl"] == pytest.approx((2 + 6 + 4 + 1) / (4 + 12 + 4 + 20))
+    assert (found["finished"], found["mean_tokens"], found["repetition"]) == (0.75, 10.0, 0.5)
+    assert found["teacher_nll"] == pytest.approx(32 / 40)
+    # two prompts: each draw is p twice, q twice, or both
+    assert (found["reverse_kl_low"], found["reverse_kl_high"]) == pytest.approx((7 / 32, 6 / 8))
+    assert estimates.single_seeds(seeds, ["a-1", "a-1"], "reverse_kl") == pytest.approx([8 / 16, 5 / 24])
+
+
+def test_a_method_that_lacks_an_answer_in_a_seed_is_not_compared() -> None:
+    with pytest.raises(ValueError, match="finish every walk first"):
+        estimates.rows_by_method([[row("a", "p"), row("b", "p")], [row("a", "p")]], {"a": "a", "b": "b"})
+
+
+def test_methods_are_compared_on_the_same_prompts() -> None:
+    seeds = [
+        [row("a", "p", reverse_kl=1.0), row("a", "q", reverse_kl=9.0), row("b", "p"), row("b", "q", reverse_kl=10.0)]
+    ]
+    sums = estimates.rows_by_method(seeds, {"a": "a", "b": "b"})
+    found = estimates.compared(sums["a"], sums["b"])
+    assert [found[f"reverse_kl{end}"] for end in ("", "_low", "_high")] == pytest.approx([-0.25] * 3)
+
+
+def test_gains_are_parted_by_the_teachers_margin() -> None:
+    rows = [
+        {"seed": 1, "prompt_id": f"p{n}", "margin": float(n), "forward_kl_gain": n / 10, "reverse_kl_gain": -n / 10}
+        for n in reversed(range(40))
+    ]
+    parts = confidence.parted(rows)
+    assert [part["answers"] for part in parts] == [4] * 10
+    assert (parts[0]["margin"], parts[-1]["margin"]) == (1.5, 37.5)
+    assert parts[-1]["forward_kl"] == pytest.approx(3.75)
+    assert -3.9 <= parts[-1]["reverse_kl_low"] < parts[-1]["reverse_kl"] == pytest.approx(-3.75)
+    assert confidence.correlation(rows, "forward_kl")["value"] == pytest.approx(1.0)
+    assert confidence.correlation(rows, "reverse_kl")["high"] == pytest.approx(-1.0)
+
+
+def estimate(key: str, value: float) -> dict[str, float]:
+    return {key: value, f"{key}_low": value - 0.1, f"{key}_high": value + 0.1}
+
+
+ABOUT = {
+    "command": "python x.py", "hardware": "two cores", "precision": "32-true", "prompts": 64, "seeds": [10, 20],
+    "versions": {"torch": "1", "transformers": "2", "lightning": "3"},
+}  # fmt: skip
+KEYS = ("finished", "mean_tokens", "repetition", "teacher_nll", "forward_kl", "reverse_kl")
+
+
+def estimated(value: float, **more: Any) -> dict[str, Any]:
+    return {key: number for name in KEYS for key, number in estimate(name, value).items()} | more
+
+
+CHANGES = {f"{key}_change": 0.25 for key in estimated(0.1)}
+RESULTS = {
+    restored_report: ABOUT | {
+        "pairs": [{"kept": 250}, {"kept": 251}], "judges": [], "ifeval": [],
+        "rows": [estimated(0.5, method="dadpo", rate=2e-5, reverse_kl_seeds=[0.51, 0.49])],
+        "differences": [estimated(-0.25, method="dadpo", other="ddpo")],
+        "tuning": [estimated(0.75, model="dadpo-2e-05")],
+    },
+    plane_report: ABOUT | {
+        "seed": 10, "rate": 2e-5, "dsft": estimated(0.5),
+        "rows": [
+            estimated(0.5, beta_reference=0.1, beta_teacher=teacher) | CHANGES
+            for teacher in (0.0, 0.1)
+        ],
+    },
+    data_report: ABOUT | {
+        "seed": 10, "heldout": 64,
+        "rows": [
+            estimated(0.5, method="dadpo", prompts=prompts, pairs=60, rounds=1) | CHANGES
+            for prompts in (64, 128)
+        ],
+    },
+    confidence_report: ABOUT | {
+        "answers": 20, "correlations": {"forward_kl": {"value": 0.5, "low": 0.25, "high": 0.75}},
+        "rows": [estimated(0.5, part=1, answers=20, margin=0.25)],
+    },
+}  # fmt: skip
+SAID = {
+    restored_report: "dadpo less ddpo | -0.250 [-0.350, -0.150]",
+    plane_report: "| 0.1 | 0.500 [+0.250, +0.250] | 0.500 [+0.250, +0.250] |",
+    data_report: "| 128 | 60 | 1 | dadpo | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] | +0.250 [+0.250, +0.250] |",
+    confidence_report: "| 1 | 20 | +0.25 | +0.500 [+0.400, +0.600] | +0.500 [+0.400, +0.600] |",
+}
+
+
+@pytest.mark.parametrize("report", list(RESULTS), ids=lambda module: str(module.__name__.split(".")[1]))
+def test_tables_and_figures_come_from_the_results_alone(report: Any, tmp_path: Path) -> None:
+    tables = report.tables(RESULTS[report])
+    assert any(SAID[report] in text for text in tables.values())
+    written = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        report.figures(RESULTS[report], folder)
+        written.append([path.read_bytes() for path in folder.iterdir()])
+    assert written[0] == written[1]
+    assert len(written[0]) == 1
+    assert written[0][0].startswith(b"<?xml")
