@@ -32,7 +32,7 @@ from lightning_dadpo.evaluation.subjects import (
     read_subject,
     without,
 )
-from lightning_dadpo.evaluation.text_statistics import text_statistics
+from lightning_dadpo.evaluation.text_statistics import distinct, text_statistics
 from lightning_dadpo.evaluation.token_maps import TokenMaps
 from lightning_dadpo.models.loading import count_parameters, load_frozen
 from lightning_dadpo.models.log_probs import check_trunk_and_head
@@ -91,8 +91,9 @@ def evaluate(
     """Measure candidates against the teacher; a killed run goes on where it stopped.
 
     Makes an artefact of kind "evaluation": `rows.jsonl`, a row a model and prompt, and `summary.json`, a row a model
-    with `model`, `parameters`, `prompts` and the estimates X = `finished`, `mean_tokens`, `repetition`,
-    `teacher_nll`, `forward_kl`, `reverse_kl` (the last three in nats/token), each with `X_low` and `X_high`; and
+    with `model`, `parameters`, `prompts` and the estimates X = `finished`, `mean_tokens`, `repetition`, `distinct_1`,
+    `distinct_2` (within a response: `text_statistics`), `teacher_nll`, `forward_kl`, `reverse_kl` (the last three in
+    nats/token), each with `X_low` and `X_high`; and
     `token_maps.jsonl`, where teacher, reference and student differ on a few responses (`data.analysis.TokenMapRow`).
 
     Args:
@@ -209,7 +210,8 @@ class _Measurement:
                 rows = self._measure_batch(subject, model, teacher_model, prompts)
                 record([row for row in rows if row.prompt_id in missing])
         rows = [self.done[subject.name, prompt] for prompt in self.prompts]
-        summary = _summarise(subject.name, count_parameters(model), rows, self.resamples)
+        responses = [subject.rows[prompt].token_ids for prompt in self.prompts]
+        summary = _summarise(subject.name, count_parameters(model), rows, responses, self.resamples)
         print(
             f"{subject.name}: forward KL {summary['forward_kl']:.3f}, reverse KL {summary['reverse_kl']:.3f}, "
             f"teacher {summary['teacher_nll']:.3f} nats/token",
@@ -250,13 +252,17 @@ def _samples(rows: list[ResponseRow]) -> list[Sample]:
     return [Sample(row.prompt_token_ids, row.token_ids) for row in rows]
 
 
-def _summarise(name: str, parameters: int, rows: list[EvaluationRow], resamples: int) -> dict[str, Any]:
+def _summarise(
+    name: str, parameters: int, rows: list[EvaluationRow], responses: list[list[int]], resamples: int
+) -> dict[str, Any]:
     """One row of `summary.json`: ratios of sums over prompts, with intervals."""
     tokens, teacher_tokens = [row.tokens for row in rows], [row.teacher_tokens for row in rows]
     estimates: dict[str, Interval] = {
         "finished": mean_interval([row.finished for row in rows], resamples=resamples),
         "mean_tokens": mean_interval(tokens, resamples=resamples),
         "repetition": ratio_interval([row.repeated for row in rows], [row.ngrams for row in rows], resamples=resamples),
+        "distinct_1": _distinct(responses, 1, resamples),
+        "distinct_2": _distinct(responses, 2, resamples),
         "teacher_nll": ratio_interval([-row.teacher_log_prob for row in rows], tokens, resamples=resamples),
         "forward_kl": ratio_interval([row.forward_kl for row in rows], teacher_tokens, resamples=resamples),
         "reverse_kl": ratio_interval([row.reverse_kl for row in rows], tokens, resamples=resamples),
@@ -265,6 +271,11 @@ def _summarise(name: str, parameters: int, rows: list[EvaluationRow], resamples:
     for estimate, interval in estimates.items():
         summary |= {estimate: interval.value, f"{estimate}_low": interval.low, f"{estimate}_high": interval.high}
     return summary
+
+
+def _distinct(responses: list[list[int]], order: int, resamples: int) -> Interval:
+    new, total = zip(*(distinct(token_ids, order) for token_ids in responses), strict=True)
+    return ratio_interval(new, total, resamples=resamples)
 
 
 def _finite(model: str, prompt: str, name: str, value: Tensor) -> float:

@@ -1,4 +1,14 @@
-"""What can be said of a response without a model: did it end, how long is it, does it repeat itself."""
+"""What can be said of a response without a model: did it end, how long is it, does it repeat itself.
+
+Repetition and distinct-n are two sides of one count, taken within each response: distinct-n is the share of a
+response's n-grams that are new in it (after Li et al. 2016, arXiv 1510.03055, who count over a whole set of responses).
+Over many responses it is the ratio of the two sums, so prompts can be resampled for its interval. Distinct-n of a whole
+set cannot: a prompt drawn twice adds no new n-gram, so every bootstrap draw would lie below the estimate. What this one
+does not see is a model that gives everybody the same answer.
+
+Distinct-n falls with length for every writer, since words come back; so a shorter model looks more varied than it is.
+Read it beside the mean length, and compare models that share a tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +17,7 @@ from dataclasses import dataclass
 
 from lightning_dadpo.data.rows import ResponseRow
 
-__all__ = ["TextStatistics", "repetition", "text_statistics"]
+__all__ = ["TextStatistics", "distinct", "repetition", "text_statistics"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +47,19 @@ def repetition(token_ids: Sequence[int], order: int = 4) -> tuple[int, int]:
         >>> repetition([1, 2, 1, 2, 1], order=2)  # 12 21 12 21: the last two are repeats
         (2, 4)
     """
+    new, total = distinct(token_ids, order)
+    return total - new, total
+
+
+def distinct(token_ids: Sequence[int], order: int) -> tuple[int, int]:
+    """How many different n-grams a response has, and how many it has in all; see `repetition`.
+
+    Example:
+        >>> distinct([1, 2, 1, 2, 1], order=2)  # 12 and 21
+        (2, 4)
+    """
     total = max(len(token_ids) - order + 1, 0)
-    distinct = {tuple(token_ids[start : start + order]) for start in range(total)}
-    return total - len(distinct), total
+    return len({tuple(token_ids[start : start + order]) for start in range(total)}), total
 
 
 def text_statistics(response: ResponseRow) -> TextStatistics:

@@ -21,7 +21,9 @@ from lightning_dadpo.models.loading import load_model, model_digest
 from lightning_dadpo.models.spec import ModelSpec
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
 
-ESTIMATES = ("finished", "mean_tokens", "repetition", "teacher_nll", "forward_kl", "reverse_kl")
+ESTIMATES = (
+    "finished", "mean_tokens", "repetition", "distinct_1", "distinct_2", "teacher_nll", "forward_kl", "reverse_kl"
+)  # fmt: skip
 SAMPLER = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 12, "seed": 0}
 PROMPTS = 5
 
@@ -31,7 +33,7 @@ def responses(seed: int) -> list[ResponseRow]:
     random, rows = np.random.default_rng(seed), []
     for number in range(PROMPTS + 1):
         stopped = bool(random.integers(2))
-        token_ids = random.integers(5, VOCABULARY, size=1 + 2 * number + seed % 3).tolist()
+        token_ids = random.integers(5, 10, size=1 + 2 * number + seed % 3).tolist()  # few, so that they come back
         rows.append(
             ResponseRow(
                 prompt_id=f"p{number}",
@@ -129,6 +131,10 @@ def test_E3_estimates_are_ratios_of_sums_over_prompts(world: World, summary: lis
         assert row["reverse_kl"] != pytest.approx(sum(per_prompt) / PROMPTS, rel=1e-3)
         assert row["mean_tokens"] == sum(lengths) / PROMPTS
         assert row["finished"] == sum(one.finish_reason == "stop" for one in own) / PROMPTS
+        for order in (1, 2):
+            grams = [list(zip(*(one.token_ids[at:] for at in range(order)), strict=False)) for one in own]
+            new = sum(sum(gram not in seen[:at] for at, gram in enumerate(seen)) for seen in grams)
+            assert row[f"distinct_{order}"] == new / sum(map(len, grams)) < 1
         assert row["parameters"] == sum({one.data_ptr(): one.numel() for one in model.parameters()}.values())
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from lightning_dadpo.data.rows import Message, ResponseRow
-from lightning_dadpo.evaluation.text_statistics import TextStatistics, repetition, text_statistics
+from lightning_dadpo.evaluation.text_statistics import TextStatistics, distinct, repetition, text_statistics
 
 
 def response(token_ids: list[int], finish_reason: Literal["stop", "length"] = "stop") -> ResponseRow:
@@ -27,6 +27,22 @@ def response(token_ids: list[int], finish_reason: Literal["stop", "length"] = "s
 )
 def test_counts_ngrams_seen_before(token_ids: list[int], order: int, expected: tuple[int, int]) -> None:
     assert repetition(token_ids, order) == expected
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "order", "expected"),
+    [
+        ([5, 6, 5, 7, 5], 1, (3, 5)),
+        ([5, 6, 5, 7, 5], 2, (4, 4)),
+        ([5, 6, 5, 6, 5, 6], 2, (2, 5)),  # 56 65 56 65 56
+        ([5, 5, 5, 5], 3, (1, 2)),
+        ([5], 2, (0, 0)),
+        ([], 1, (0, 0)),
+    ],
+)
+def test_distinct_by_hand(token_ids: list[int], order: int, expected: tuple[int, int]) -> None:
+    assert distinct(token_ids, order) == expected
+    assert repetition(token_ids, order) == (expected[1] - expected[0], expected[1])
 
 
 def test_A7_the_end_of_turn_counts_when_it_was_emitted() -> None:
