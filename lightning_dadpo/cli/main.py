@@ -41,6 +41,16 @@ FUNCTIONS = {
         "validate_judge",
         "how often a judge says what people say",
     ),
+    "ifeval-prompts": (
+        "lightning_dadpo.evaluation.benchmarks.ifeval_file",
+        "ifeval_prompts",
+        "IFEval's file as a prompt file to sample from",
+    ),
+    "ifeval": (
+        "lightning_dadpo.evaluation.benchmarks.ifeval",
+        "ifeval",
+        "which instructions responses to IFEval's prompts followed; no model judges",
+    ),
     "export": ("lightning_dadpo.cli.exporting", "export", "a checkpoint or a model as a plain folder for transformers"),
     "chat": ("lightning_dadpo.cli.chatting", "chat", "talk to teacher and student side by side"),
     "report": ("lightning_dadpo.cli.reporting", "report", "write the HTML report of an experiment"),

@@ -1,0 +1,236 @@
+"""The stage `dadpo ifeval`: which share of instructions that a program can check did candidates follow (2311.07911)?
+
+No model judges. A prompt counts as followed when all of its instructions are; instructions are counted beside. As the
+authors do it, each is read strictly and loosely, loosely being an upper bound.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic.dataclasses import dataclass
+
+from lightning_dadpo.data.artifacts import draft, file_digest, finished, write_atomically
+from lightning_dadpo.data.rows import STRICT, RowWriter
+from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.evaluation.benchmarks.ifeval_checks import Checkers
+from lightning_dadpo.evaluation.benchmarks.ifeval_file import IfevalPrompt, read_ifeval
+from lightning_dadpo.evaluation.benchmarks.responses import Answers, check_one_sampler, read_answers, with_interval
+from lightning_dadpo.evaluation.bootstrap import Interval, mean_interval, ratio_interval
+
+__all__ = ["IfevalRow", "ifeval", "summarise"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class IfevalRow:
+    """What one model's response to one prompt followed.
+
+    Attributes:
+        model: the candidate's name. prompt_id: the prompt.
+        instructions: as FAMILY:NAME. strict, loose: whether each was followed (`ifeval_checks.Verdict`).
+        tokens: of the response. finished: it ended by itself; one that the cap cut may have failed for that alone.
+    """
+
+    model: str
+    prompt_id: str
+    instructions: list[str]
+    strict: list[bool]
+    loose: list[bool]
+    tokens: int
+    finished: bool
+
+
+def ifeval(
+    candidates: dict[str, str],
+    ifeval_file: str,
+    out: str,
+    split: str = "heldout",
+    leave_out: list[str] | None = None,
+    resamples: int = 2000,
+) -> Path:
+    """Check responses to IFEval's prompts (`dadpo ifeval-prompts`, then `dadpo sample`).
+
+    Makes an artefact of kind "ifeval": `rows.jsonl`, a row a model and prompt, and `ifeval.json` with `rows`, one a
+    model: `prompts`, `instructions` and the estimates X = `prompt_strict`, `instruction_strict`, `prompt_loose`,
+    `instruction_loose`, `finished`, `mean_tokens`, each with `X_low` and `X_high` (95 %, bootstrap over prompts);
+    `families`, one a model and instruction family, with `strict` and `loose`; and `differences` of the four accuracies
+    between every two models, paired by prompt.
+
+    Args:
+        candidates: artefacts of kind "responses" by the name of their model; they answered the same prompts.
+        ifeval_file: IFEval's JSONL, whole; prompts that were not answered do not count.
+        out: folder to make; complete or absent.
+        split: under which the prompts were sampled.
+        leave_out: instructions (FAMILY:NAME) whose prompts do not count, for example those whose checkers lack their
+            data on this machine; the manifest says how many.
+        resamples: bootstrap draws over prompts.
+
+    Raises:
+        ConfigError: a checker's package or data is missing, or a setting is not usable.
+        ArtifactError: an artefact is incomplete.
+        DataError: candidates cannot be compared, or a response is not to one of IFEval's prompts.
+    """
+    if resamples < 1:
+        raise ConfigError(f"resamples {resamples}: expected at least 1")
+    answered = [read_answers(name, folder, split) for name, folder in candidates.items()]
+    check_one_sampler(answered)
+    prompts = _answered_prompts(read_ifeval(ifeval_file), answered, ifeval_file)
+    checkers = Checkers()
+    kept, left_out = _split(prompts, checkers, leave_out or [])
+    checkers.try_out(kept)
+    made_from = {
+        "ifeval": file_digest(Path(ifeval_file).expanduser()),
+        "responses": {one.name: one.digest for one in answered},
+        "split": split,
+        "leave_out": sorted(leave_out or []),
+        "checkers": checkers.identity(),
+        "resamples": resamples,
+    }
+    if finished(out, "ifeval", made_from):
+        return Path(out)
+    if left_out:
+        print(
+            f"ifeval: {len(left_out)} of {len(prompts)} prompts left out: {'; '.join(sorted(set(left_out.values())))}"
+        )
+    with draft(out, "ifeval", made_from) as work:
+        rows = [_row(one, prompt, checkers) for one in answered for prompt in kept]
+        summary = _write(work.path, rows, resamples)
+        work.counts = {"models": len(answered), "prompts": len(kept), "left_out": len(left_out)}
+        work.results = {"left_out": left_out, "sampler": {one.name: one.sampler for one in answered}}
+    for line in summary["rows"]:
+        print(_said(line), flush=True)
+    return Path(out)
+
+
+def _write(folder: Path, rows: list[IfevalRow], resamples: int) -> dict[str, Any]:
+    (folder / "rows.jsonl").unlink(missing_ok=True)  # a killed run may have left it; checking again takes a minute
+    with RowWriter(folder / "rows.jsonl") as writer:
+        writer.write(*rows)
+    summary = summarise(rows, resamples)
+    write_atomically(folder / "ifeval.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    return summary
+
+
+def _answered_prompts(prompts: list[IfevalPrompt], answered: list[Answers], place: str) -> list[IfevalPrompt]:
+    """The prompts that the responses answer, in the file's order; their words must be the file's."""
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    for one in answered:
+        for prompt_id, row in one.rows.items():
+            if prompt_id not in by_id:
+                raise DataError(
+                    f"{one.folder}: prompt {prompt_id!r} is none of {place}; sample what dadpo ifeval-prompts writes"
+                )
+            if [message.content for message in row.messages if message.role != "system"] != [by_id[prompt_id].prompt]:
+                raise DataError(f"{one.folder}: prompt {prompt_id!r} has other words there than in {place}")
+    return [prompt for prompt in prompts if prompt.prompt_id in answered[0].rows]
+
+
+def _split(
+    prompts: list[IfevalPrompt], checkers: Checkers, leave_out: list[str]
+) -> tuple[list[IfevalPrompt], dict[str, str]]:
+    """Prompts that count, and why others do not."""
+    used = {name for prompt in prompts for name, _ in prompt.instructions}
+    if unused := sorted(set(leave_out) - used):
+        raise ConfigError(f"leave_out {unused[0]!r}: no prompt has it; expected some of {', '.join(sorted(used))}")
+    left_out: dict[str, str] = {}
+    for prompt in prompts:
+        named = [name for name, _ in prompt.instructions if name in leave_out]
+        fault = f"{named[0]} left out" if named else checkers.fault(prompt)
+        if fault is not None:
+            left_out[prompt.prompt_id] = fault
+    kept = [prompt for prompt in prompts if prompt.prompt_id not in left_out]
+    if not kept:
+        raise ConfigError(f"ifeval: all {len(prompts)} prompts are left out, nothing remains to check")
+    return kept, left_out
+
+
+def _row(answers: Answers, prompt: IfevalPrompt, checkers: Checkers) -> IfevalRow:
+    response = answers.rows[prompt.prompt_id]
+    verdict = checkers.check(prompt, response.text)
+    return IfevalRow(
+        model=answers.name,
+        prompt_id=prompt.prompt_id,
+        instructions=[name for name, _ in prompt.instructions],
+        strict=verdict.strict,
+        loose=verdict.loose,
+        tokens=len(response.token_ids),
+        finished=response.finish_reason == "stop",
+    )
+
+
+def summarise(rows: list[IfevalRow], resamples: int) -> dict[str, Any]:
+    """What `ifeval.json` says; instructions are resampled with the prompt that they belong to."""
+    models = {name: [row for row in rows if row.model == name] for name in dict.fromkeys(row.model for row in rows)}
+    families = sorted({_family(name) for row in rows for name in row.instructions})
+    names = list(models)
+    return {
+        "rows": [_model(name, own, resamples) for name, own in models.items()],
+        "families": [_in_family(name, own, one, resamples) for name, own in models.items() for one in families],
+        "differences": [
+            _difference(name, models[name], other, models[other], resamples)
+            for at, name in enumerate(names)
+            for other in names[at + 1 :]
+        ],
+    }
+
+
+Followed = Callable[[IfevalRow], list[bool]]
+READINGS: dict[str, Followed] = {"strict": lambda row: row.strict, "loose": lambda row: row.loose}
+
+
+def _model(name: str, rows: list[IfevalRow], resamples: int) -> dict[str, Any]:
+    counts = [len(row.instructions) for row in rows]
+    estimates: dict[str, Interval] = {}
+    for reading, followed in READINGS.items():
+        whole = [all(followed(row)) for row in rows]
+        estimates[f"prompt_{reading}"] = mean_interval(whole, resamples=resamples)
+        single = [sum(followed(row)) for row in rows]
+        estimates[f"instruction_{reading}"] = ratio_interval(single, counts, resamples=resamples)
+    estimates["finished"] = mean_interval([row.finished for row in rows], resamples=resamples)
+    estimates["mean_tokens"] = mean_interval([row.tokens for row in rows], resamples=resamples)
+    return {"model": name, "prompts": len(rows), "instructions": sum(counts), **with_interval(estimates)}
+
+
+def _family(instruction: str) -> str:
+    return instruction.partition(":")[0]
+
+
+def _in_family(name: str, rows: list[IfevalRow], family: str, resamples: int) -> dict[str, Any]:
+    """Accuracy over the instructions of one family, in the prompts that have any."""
+    places = [[at for at, one in enumerate(row.instructions) if _family(one) == family] for row in rows]
+    counts = [len(at) for at in places if at]
+    estimates = {}
+    for reading, followed in READINGS.items():
+        right = [sum(followed(row)[one] for one in at) for row, at in zip(rows, places, strict=True) if at]
+        estimates[reading] = ratio_interval(right, counts, resamples=resamples)
+    said = {"model": name, "family": family, "prompts": len(counts), "instructions": sum(counts)}
+    return {**said, **with_interval(estimates)}
+
+
+def _difference(name: str, own: list[IfevalRow], other: str, theirs: list[IfevalRow], resamples: int) -> dict[str, Any]:
+    """`name` minus `other`, prompt by prompt."""
+    by_prompt = {row.prompt_id: row for row in theirs}
+    pairs = [(row, by_prompt[row.prompt_id]) for row in own]
+    counts = [len(row.instructions) for row in own]
+    estimates: dict[str, Interval] = {}
+    for reading, followed in READINGS.items():
+        whole = [int(all(followed(one))) - int(all(followed(two))) for one, two in pairs]
+        estimates[f"prompt_{reading}"] = mean_interval(whole, resamples=resamples)
+        single = [sum(followed(one)) - sum(followed(two)) for one, two in pairs]
+        estimates[f"instruction_{reading}"] = ratio_interval(single, counts, resamples=resamples)
+    return {"model": name, "other": other, "prompts": len(pairs), **with_interval(estimates)}
+
+
+def _said(line: dict[str, Any]) -> str:
+    share = "{:.1%} [{:.1%}, {:.1%}]"
+    prompt, instruction = (
+        share.format(line[name], line[f"{name}_low"], line[f"{name}_high"])
+        for name in ("prompt_strict", "instruction_strict")
+    )
+    return (
+        f"{line['model']}: IFEval strict {prompt} of {line['prompts']} prompts, {instruction} of "
+        f"{line['instructions']} instructions; {line['finished']:.0%} finished"
+    )
