@@ -17,8 +17,8 @@ from lightning_dadpo.data.rows import Message
 from lightning_dadpo.errors import DataError
 
 __all__ = [
-    "render_prompt", "render_response", "render_turn", "RenderedTurn", "special_token_in", "is_broken",
-    "UnplacedTextError",
+    "render_prompt", "render_conversation", "render_response", "render_turn", "RenderedTurn", "special_token_in",
+    "is_broken", "UnplacedTextError",
 ]  # fmt: skip
 
 Tokenizer = Any
@@ -42,6 +42,18 @@ def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     """
     covers = _covers(tokenizer, [message.content for message in messages])
     return _encode(tokenizer, _render(tokenizer, messages, covers, header=True), covers)
+
+
+def render_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Ids of a whole conversation, all that the template prints behind its last turn included.
+
+    Content that spells a special token becomes ordinary tokens, and nothing is added in front, as in `render_prompt`.
+
+    Raises:
+        DataError: as `render_prompt`.
+    """
+    covers = _covers(tokenizer, [message.content for message in messages])
+    return _encode(tokenizer, _render(tokenizer, messages, covers, header=False), covers)
 
 
 def render_response(

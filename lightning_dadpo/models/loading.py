@@ -31,7 +31,7 @@ from lightning_dadpo.models.spec import ModelSpec, Precision
 
 __all__ = [
     "load_model", "load_frozen", "load_tokenizer", "model_without_weights", "end_of_turn_ids", "model_digest",
-    "count_parameters", "autocast",
+    "count_parameters", "autocast", "quietly_loading", "refuse_gaps",
 ]  # fmt: skip
 
 Model = Any
@@ -51,7 +51,7 @@ def _arguments(spec: ModelSpec) -> dict[str, Any]:
 
 
 @contextmanager
-def _loading(spec: ModelSpec, what: str) -> Iterator[None]:
+def quietly_loading(spec: ModelSpec, what: str) -> Iterator[None]:
     """Transformers' own bars and notes off; its errors as one line that names the model."""
     transformers.utils.logging.disable_progress_bar()
     previous = transformers.utils.logging.get_verbosity()
@@ -105,7 +105,7 @@ def load_model(spec: ModelSpec, precision: Precision = "32-true", device: torch.
     if spec.quantize is not None:
         require_bitsandbytes(f"model {spec.path!r}: quantize {spec.quantize}")
         arguments |= quantization_arguments(spec.quantize, device or torch.device("cpu"), dtype)
-    with _loading(spec, "model"):
+    with quietly_loading(spec, "model"):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             spec.location(),
             dtype=dtype,
@@ -114,14 +114,14 @@ def load_model(spec: ModelSpec, precision: Precision = "32-true", device: torch.
             output_loading_info=True,
             **arguments,
         )
-    _refuse_gaps(spec, model, report)
+    refuse_gaps(spec, model, report)
     if spec.quantize == "int8":
         round_weights_alone(model)
     prepare(model, Kernels(spec.attention, spec.chunk_tokens))
     return model
 
 
-def _refuse_gaps(spec: ModelSpec, model: Model, report: Mapping[str, Any]) -> None:
+def refuse_gaps(spec: ModelSpec, model: Model, report: Mapping[str, Any]) -> None:
     """Transformers fills what the file lacks with random weights, and skips layers that the config does not count.
 
     Raises:
@@ -144,7 +144,7 @@ def model_without_weights(spec: ModelSpec, device: str = "meta") -> Model:
     """
     arguments = _arguments(spec)
     trusted = arguments["trust_remote_code"]
-    with _loading(spec, "config"):
+    with quietly_loading(spec, "config"):
         config = transformers.AutoConfig.from_pretrained(spec.location(), **arguments)
         with torch.device(device):
             model = transformers.AutoModelForCausalLM.from_config(
@@ -170,7 +170,7 @@ def load_tokenizer(spec: ModelSpec) -> Tokenizer:
     Raises:
         DataError: there is none.
     """
-    with _loading(spec, "tokenizer"):
+    with quietly_loading(spec, "tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(spec.location(), **_arguments(spec))
     if spec.chat_template is not None:
         tokenizer.chat_template = Path(spec.chat_template).read_text("utf-8")

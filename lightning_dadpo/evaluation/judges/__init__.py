@@ -2,5 +2,6 @@
 
 from lightning_dadpo.evaluation.judges.base import Comparison, Judge, Preference
 from lightning_dadpo.evaluation.judges.likelihood import LikelihoodJudge
+from lightning_dadpo.evaluation.judges.reward_model import RewardModelJudge
 
-__all__ = ["Comparison", "Judge", "LikelihoodJudge", "Preference"]
+__all__ = ["Comparison", "Judge", "LikelihoodJudge", "Preference", "RewardModelJudge"]
