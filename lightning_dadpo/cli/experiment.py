@@ -10,6 +10,7 @@ from typing import Literal
 from lightning_dadpo.data.pairing_rules import RULES, PairingRule
 from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.evaluation.people import PeopleFiles
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 
@@ -102,6 +103,10 @@ class Experiment:
         launch_inference: what sampling and scoring are started with, the same or [srun, --ntasks, "8", python]; they
             share prompts and pairs, and come to the same rows on any number of processes. All else is one process.
         evaluate_on: the prompts that students are compared on: heldout, or validation while settings are being chosen.
+        judge: who says win, tie or lose against the teacher, as `dadpo judge` takes it: class_path and init_args; by
+            default nobody.
+        people: people's judgements that the judge is held against, as `dadpo validate-judge` takes them. Without them
+            its verdicts are worth what you believe of it.
         notes: sentences for the report about what this experiment can and cannot show.
     """
 
@@ -129,6 +134,8 @@ class Experiment:
     launch: list[str] = field(default_factory=list)
     launch_inference: list[str] = field(default_factory=list)
     evaluate_on: Literal["heldout", "validation"] = "heldout"
+    judge: dict = field(default_factory=dict)  # type: ignore[type-arg] # a stage's YAML, as it is
+    people: PeopleFiles | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -145,6 +152,8 @@ class Experiment:
             raise ConfigError(f"experiment.objectives: {taken[0]!r} is a name of the pipeline's own")
         if own := sorted({"teacher", "reference"} & set(self.anchors)):
             raise ConfigError(f"experiment.anchors: {own[0]!r} is there without being named; expected further models")
+        if self.people is not None and not self.judge:
+            raise ConfigError("experiment.people: there is no `judge` to hold against them")
         if self.rounds < 1:
             raise ConfigError(f"experiment.rounds {self.rounds}: expected at least 1")
         self._check_pairing()

