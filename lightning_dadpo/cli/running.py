@@ -221,7 +221,7 @@ def _track(experiment: Experiment, stage: Stage) -> None:
 
     manifest = read_manifest(stage.folder)
     root = Path(experiment.folder)
-    record_stage(experiment.name, stage.name, stage.folder.name, stage.folder, manifest, root)
+    record_stage(experiment.name, stage.name, stage.folder.name, stage.folder, manifest, root, stage.settings)
 
 
 def _publish(experiment: Experiment, path: str, stages: list[Stage], summary: str, made_anew: bool) -> Path:

@@ -7,8 +7,10 @@ from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_dadpo.tracking.connection import project, start_run, wandb_mode
+from lightning_dadpo.tracking.lineage import record_inputs, record_output, trained
 
 __all__ = ["ExperimentLogger"]
 
@@ -29,6 +31,7 @@ class ExperimentLogger(WandbLogger):
     def __init__(self, experiment: str, stage: str, run_id: str | None = None, save_dir: str = "runs") -> None:
         super().__init__(name=stage, save_dir=save_dir, id=run_id, project=project(), group=experiment, log_model=False)
         self.group, self.stage, self.run_id = experiment, stage, run_id
+        self._saved = False
 
     @property
     @rank_zero_experiment
@@ -53,6 +56,22 @@ class ExperimentLogger(WandbLogger):
             _say_where(run)
             self._experiment = run
         return self._experiment
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """The run's config; the artefacts that it names, such as pairs, scores and models, are the run's inputs."""
+        super().log_hyperparams(params)
+        record_inputs(self.experiment, params)
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """A checkpoint is what a training makes; it stays where it is."""
+        self._saved = True
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Name what was trained as the run's output; wandb closes the run when the process ends."""
+        if status == "success" and self._saved:
+            record_output(self.experiment, trained(self.experiment.id))
 
     def log_samples(self, rows: list[dict[str, Any]], step: int) -> None:
         """A table `samples`; its cells are plain values, so that no text of a model is ever read as HTML.

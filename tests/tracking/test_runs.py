@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import socket
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ MANIFEST = Manifest(
 
 
 def record(tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "manifest.json").write_text(json.dumps(asdict(MANIFEST)))
     record_stage("trial", "pairs of trial", "pairs-1f", tmp_path / "pairs", MANIFEST, tmp_path / "runs")
 
 

@@ -15,10 +15,12 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.tracking import connection
 from lightning_dadpo.training import loggers
 from lightning_dadpo.training.loggers import ExperimentLogger
+from tests.wandb_records import artifacts_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -129,6 +131,28 @@ def test_a_run_beside_csv_in_a_command_line_config(
     (folder,) = (tmp_path / "runs" / "wandb").glob("offline-run-*-dadpo-1f")
     assert f"wandb: kept offline; upload it with `wandb sync {folder}`" in capsys.readouterr().out
     assert not list(folder.rglob("*.ckpt")) + list(folder.rglob("*.py"))
+    sys.modules["wandb"].teardown()  # its service may still be writing
+    assert kept(folder / "run-dadpo-1f.wandb") == [(False, "fit", "dadpo-1f")]
+
+
+def kept(path: Path) -> list[tuple[bool, str, str]]:
+    return [(one.used, one.kind, one.name) for one in artifacts_of(path)]
+
+
+def test_a_training_names_what_it_uses_and_what_it_saved(tmp_path: Path) -> None:
+    """Its output is said at its end, and only if there is a checkpoint."""
+    with draft(tmp_path / "pairs-1", "pairs", {}):
+        pass
+    logger = ExperimentLogger("trial", "dadpo", "dadpo-1f", str(tmp_path))
+    logger.log_hyperparams({"data": {"init_args": {"train": {"folder": str(tmp_path / "pairs-1")}}}})
+    logger.finalize("success")
+    logger.after_save_checkpoint(None)
+    logger.finalize("failed")
+    folder = Path(logger.experiment.settings.sync_dir)
+    logger.finalize("success")
+    logger.experiment.finish()
+    sys.modules["wandb"].teardown()  # its service may still be writing
+    assert kept(folder / "run-dadpo-1f.wandb") == [(True, "pairs", "pairs-1"), (False, "fit", "dadpo-1f")]
 
 
 def test_a_resumed_training_continues_its_run(tmp_path: Path) -> None:
