@@ -8,10 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lightning_dadpo.cli.analysing import write_analysis
+from lightning_dadpo.cli.nearness import nearness
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.errors import ArtifactError, DadpoError
-from lightning_dadpo.reports.inputs import ReportInputs
+from lightning_dadpo.reports.inputs import Nearness, ReportInputs
 from lightning_dadpo.reports.page import write_report
 
 __all__ = ["report"]
@@ -36,35 +39,107 @@ def report(folder: str, out: str | None = None) -> Path:
 
 def _inputs(root: Path, index: dict[str, Any]) -> ReportInputs:
     folders = {stage["name"]: Path(stage["folder"]) for stage in index["stages"]}
-    fits = {stage["name"]: Path(stage["folder"]) for stage in index["stages"] if stage["command"] == "fit"}
-    times = _times(root)
-    stages = [{"name": name, "folder": path.name, **_manifest(path)} for name, path in folders.items()]
-    for stage in stages:
-        stage["seconds"] = times.get(stage["folder"], stage["seconds"])
-    problems = []
-    try:
-        analysis = write_analysis(root, index)
-    except DadpoError as error:
-        analysis = None
-        problems.append(str(error))
+    fits = _made_by(index, "fit")
+    problems: list[str] = []
+    evaluation = folders.get("evaluation")
+    split = _split(evaluation)
+    said = yaml.safe_load(index["configuration"]) or {}
     return ReportInputs(
-        title=f"{index['name']}: a small student after its teacher",
+        title=_title(index["name"], said, folders.get("pruned")),
         experiment=index["name"],
         summary=json.loads((root / "summary.json").read_text("utf-8")),
         curves={name: path / "curves.csv" for name, path in fits.items()},
         scores=_named(folders, "score-"),
         pairs=folders.get("pairs"),
-        analysis=analysis,
+        analysis=_analysis(root, index, problems),
+        evaluation=evaluation,
+        nearness=_nearness(evaluation, problems),
         analysis_problems=problems,
-        evaluation=folders.get("evaluation"),
+        verdicts=next(iter(_made_by(index, "judge").values()), None),
+        judge_validations=list(_made_by(index, "validate-judge").values()),
+        ifeval=next(iter(_made_by(index, "ifeval").values()), None),
+        split=split,
+        models=_models(folders, said),
+        teacher_name=_model_name(said.get("teacher")),
+        student_origin=_origin(said, folders.get("pruned")),
         rounds=root / "rounds.json" if (root / "rounds.json").is_file() else None,
         predictions={name: path / "validation_pairs.jsonl" for name, path in fits.items() if _on_pairs(path)},
-        responses={"teacher": folders["sample-teacher"], **_named(folders, "heldout-", "sample-")},
+        responses={"teacher": folders["sample-teacher"], **_named(folders, f"{split}-", "sample-")},
         configuration=index["configuration"],
-        stages=stages,
+        stages=_stages(root, folders),
         notes=index["notes"],
         command=index["command"],
     )
+
+
+def _made_by(index: dict[str, Any], command: str) -> dict[str, Path]:
+    """Stage name -> folder of every stage of one command."""
+    return {stage["name"]: Path(stage["folder"]) for stage in index["stages"] if stage["command"] == command}
+
+
+def _stages(root: Path, folders: dict[str, Path]) -> list[dict[str, Any]]:
+    times = _times(root)
+    stages = [{"name": name, "folder": path.name, **_manifest(path)} for name, path in folders.items()]
+    for stage in stages:
+        stage["seconds"] = times.get(stage["folder"], stage["seconds"])
+    return stages
+
+
+def _analysis(root: Path, index: dict[str, Any], problems: list[str]) -> Path | None:
+    try:
+        return write_analysis(root, index)
+    except DadpoError as error:
+        problems.append(str(error))
+        return None
+
+
+def _nearness(evaluation: Path | None, problems: list[str]) -> list[Nearness]:
+    if evaluation is None:
+        return []
+    try:
+        return nearness(evaluation)
+    except DadpoError as error:
+        problems.append(str(error))
+        return []
+
+
+def _split(evaluation: Path | None) -> str:
+    """The prompts that students were compared on."""
+    return "heldout" if evaluation is None else str(read_manifest(evaluation).made_from.get("split", "heldout"))
+
+
+def _models(folders: dict[str, Path], said: dict[str, Any]) -> dict[str, Path]:
+    """Model name -> its folder, of those that are on this machine."""
+    given = {"teacher": (said.get("teacher") or {}).get("path"), "initial": (said.get("student") or {}).get("path")}
+    found = {name: Path(path).expanduser() for name, path in given.items() if path}
+    found |= {name: path for name, path in folders.items() if name in ("teacher", "pruned")}
+    found |= _named(folders, "model-")
+    return {name: path for name, path in found.items() if path.is_dir()}
+
+
+def _model_name(spec: dict[str, Any] | None) -> str:
+    """A model as people call it: the file's name where there is one, else the last part of its path."""
+    if not spec:
+        return ""
+    return Path(spec["gguf_file"]).stem if spec.get("gguf_file") else Path(spec["path"]).name
+
+
+def _origin(said: dict[str, Any], pruned: Path | None) -> str:
+    """Where the student came from."""
+    if said.get("student"):
+        return f"the smaller model {_model_name(said['student'])}"
+    if pruned is None:
+        return ""
+    results = read_manifest(pruned, "model").results
+    return f"a copy of itself without {len(results['layers_removed'])} of its {results['layers_before']} layers"
+
+
+def _title(name: str, said: dict[str, Any], pruned: Path | None) -> str:
+    """What page one is headed."""
+    teacher = _model_name(said.get("teacher"))
+    if not teacher:
+        return f"{name}: a small student after its teacher"
+    return f"{teacher}, made smaller" if pruned is not None else f"{_model_name(said['student'])}, taught by {teacher}"
 
 
 def _on_pairs(fit: Path) -> bool:

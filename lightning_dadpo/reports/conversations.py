@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_dadpo.data.rows import Message, ResponseRow
@@ -51,19 +51,24 @@ def fold(text: str) -> tuple[str, str]:
     return text[:cut], text[cut:].lstrip()
 
 
-def conversations(answers: Mapping[str, Mapping[str, ResponseRow]]) -> tuple[list[Conversation], int]:
-    """The first held-out prompts in the order of the teacher's file, and how many there are in all.
+def conversations(
+    answers: Mapping[str, Mapping[str, ResponseRow]], picked: Sequence[str] = ()
+) -> tuple[list[Conversation], list[Conversation], int]:
+    """Picked prompts, then the first ones in the order of the teacher's file, and how many there are in all.
 
     Args:
         answers: model -> prompt id -> response; the teacher is put first.
+        picked: prompts that page one shows in part, in its order.
     """
     models = sorted(answers, key=lambda model: model != "teacher")
     prompts: dict[str, ResponseRow] = {}
     for model in models:
         for prompt_id, row in answers[model].items():
             prompts.setdefault(prompt_id, row)
-    shown = [
-        Conversation(row.messages, [_answer(model, answers[model].get(prompt_id)) for model in models])
-        for prompt_id, row in list(prompts.items())[:MOST]
-    ]
-    return shown, len(prompts)
+
+    def whole(prompt_id: str) -> Conversation:
+        said = [_answer(model, answers[model].get(prompt_id)) for model in models]
+        return Conversation(prompts[prompt_id].messages, said)
+
+    chosen = [whole(prompt_id) for prompt_id in picked if prompt_id in prompts]
+    return chosen, [whole(prompt_id) for prompt_id in list(prompts)[:MOST]], len(prompts)

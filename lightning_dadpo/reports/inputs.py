@@ -6,7 +6,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ReportInputs"]
+__all__ = ["ReportInputs", "Nearness"]
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """Two students on the teacher's answers to the same prompts; intervals (95 %) over prompts drawn together.
+
+    Attributes:
+        model: the student in question. other: what it is compared with.
+        difference: its forward KL less the other's, nats/token; below 0 it is nearer. difference_low, difference_high.
+        share: its forward KL over the other's, 1 where they are equal. share_low, share_high.
+    """
+
+    model: str
+    other: str
+    difference: float
+    difference_low: float
+    difference_high: float
+    share: float
+    share_low: float
+    share_high: float
 
 
 @dataclass(frozen=True)
@@ -24,6 +44,12 @@ class ReportInputs:
         analysis: `analysis.json`: whether the teacher agrees with the pairs, and what saturates.
         analysis_problems: what kept it from being made.
         evaluation: the evaluation artefact, for where teacher and student differ token by token.
+        nearness: the main student beside every other, paired by prompt.
+        verdicts: the artefact of `dadpo judge`. judge_validations: those of `dadpo validate-judge`.
+        ifeval: the artefact of `dadpo ifeval`.
+        split: the prompts that students were compared on.
+        models: model name -> its folder, where the files can be measured.
+        teacher_name: what the teacher is called. student_origin: where the student came from, in a few words.
         rounds: `rounds.json` of an experiment with several.
         predictions: run name -> JSONL with `pair_id`, `margin`, `chosen_reward` and `rejected_reward` in nats.
         responses: model name -> responses artefact; its split `heldout` is shown.
@@ -42,6 +68,14 @@ class ReportInputs:
     analysis: Path | None = None
     analysis_problems: list[str] = field(default_factory=list)
     evaluation: Path | None = None
+    nearness: list[Nearness] = field(default_factory=list)
+    verdicts: Path | None = None
+    judge_validations: list[Path] = field(default_factory=list)
+    ifeval: Path | None = None
+    split: str = "heldout"
+    models: dict[str, Path] = field(default_factory=dict)
+    teacher_name: str = ""
+    student_origin: str = ""
     rounds: Path | None = None
     predictions: dict[str, Path] = field(default_factory=dict)
     responses: dict[str, Path] = field(default_factory=dict)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,16 @@ from lightning_dadpo.reports import table
 from lightning_dadpo.reports.agreement import OPEN_DISPUTES, agreement_section
 from lightning_dadpo.reports.charts import interval_chart
 from lightning_dadpo.reports.conversations import conversations
+from lightning_dadpo.reports.costs import duration
 from lightning_dadpo.reports.curves import curve_section
+from lightning_dadpo.reports.decision import decide
 from lightning_dadpo.reports.inputs import ReportInputs
+from lightning_dadpo.reports.instructions import HEAD as INSTRUCTION_HEAD
+from lightning_dadpo.reports.preference import HEAD as PREFERENCE_HEAD
+from lightning_dadpo.reports.preference import SET_HEAD
 from lightning_dadpo.reports.reading import comparisons, headlines
-from lightning_dadpo.reports.rounds import HEAD, round_section
+from lightning_dadpo.reports.rounds import HEAD as ROUND_HEAD
+from lightning_dadpo.reports.rounds import round_section
 from lightning_dadpo.reports.sections import one_line, reward_section, score_section
 from lightning_dadpo.reports.sources import read_each, read_heldout, read_metrics
 from lightning_dadpo.reports.token_maps import STEPS, read_maps, students
@@ -55,18 +61,21 @@ def write_report(inputs: ReportInputs, out: Path) -> Path:
 
 def _content(inputs: ReportInputs) -> dict[str, Any]:
     curves, curve_problems = read_each(inputs.curves, read_metrics)
-    answers, answer_problems = read_each(inputs.responses, read_heldout)
-    shown, prompts = conversations(answers)
+    answers, answer_problems = read_each(inputs.responses, partial(read_heldout, split=inputs.split))
+    page_one = decide(inputs, answers)
+    picked, shown, prompts = conversations(answers, page_one.picked)
     maps, map_problems = read_each({"token maps": inputs.evaluation} if inputs.evaluation else {}, read_maps)
     found = comparisons(inputs.summary)
     order = list(dict.fromkeys([*inputs.curves, *inputs.predictions]))
     return {
         "inputs": inputs,
-        "sizes": _sizes(inputs.summary),
+        "one": page_one,
+        "heads": {"preference": PREFERENCE_HEAD, "sets": SET_HEAD, "instructions": INSTRUCTION_HEAD},
         "table": table,
         "intervals": [interval_chart(inputs.summary, column) for column in table.ESTIMATES] if inputs.summary else [],
         "comparisons": found,
         "headlines": headlines(found),
+        "picked": picked,
         "conversations": shown,
         "heldout_prompts": prompts,
         "open_conversations": OPEN_CONVERSATIONS,
@@ -77,7 +86,7 @@ def _content(inputs: ReportInputs) -> dict[str, Any]:
         "agreement": agreement_section(inputs.analysis, inputs.analysis_problems),
         "open_disputes": OPEN_DISPUTES,
         "rounds": round_section(inputs.rounds),
-        "round_head": HEAD,
+        "round_head": ROUND_HEAD,
         "curves": curve_section(curves, order),
         "curve_problems": curve_problems,
         "scores": score_section(inputs),
@@ -87,37 +96,11 @@ def _content(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def _sizes(summary: list[dict[str, Any]]) -> dict[str, str]:
-    """What was distilled into what, as far as the summary says."""
-    rows = {str(row.get("model")): row for row in summary}
-    students = [row for name, row in rows.items() if name != "teacher"]
-    student = rows.get("dadpo", students[-1] if students else {})
-    counts = [table.number(row, "parameters") for row in (rows.get("teacher", {}), student)]
-    prompts = table.number(student, "prompts")
-    facts = {
-        label: f"{count / 1e6:.1f} M parameters"
-        for label, count in zip(("Teacher", "Student"), counts, strict=True)
-        if count is not None and math.isfinite(count)
-    }
-    if len(facts) == 2 and counts[0] and counts[1] is not None:
-        facts["Share"] = f"{100 * counts[1] / counts[0]:.1f} % of the teacher"
-    if prompts is not None and math.isfinite(prompts):
-        facts["Measured on"] = f"{prompts:.0f} held-out prompts"
-    return facts
-
-
-def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        return "not recorded"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
 def _stage(stage: Mapping[str, Any]) -> dict[str, str]:
     return {
         "name": str(stage.get("name", "unnamed")),
         "folder": str(stage.get("folder", "")),
-        "time": _duration(stage.get("seconds")),
+        "time": duration(stage.get("seconds")),
         "counts": one_line(stage["counts"]) if stage.get("counts") else "",
         "results": one_line(stage["results"]) if stage.get("results") else "",
     }

@@ -134,12 +134,12 @@ def _prediction(line: str, place: str) -> tuple[str, list[float]]:
     return row["pair_id"], [float(row[key]) for key in REWARD_KEYS]
 
 
-def read_heldout(folder: Path) -> dict[str, ResponseRow]:
-    """Prompt id -> the first response to it, held-out prompts only, in the order of the file."""
+def read_heldout(folder: Path, split: str = "heldout") -> dict[str, ResponseRow]:
+    """Prompt id -> the first response to it, prompts of one split only, in the order of the file."""
     read_manifest(folder, "responses")
     found: dict[str, ResponseRow] = {}
     for row in read_rows(folder / ROWS, ResponseRow):
-        if row.split == "heldout":
+        if row.split == split:
             found.setdefault(row.prompt_id, row)
     return found
 

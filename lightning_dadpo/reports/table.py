@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Column", "COLUMNS", "ESTIMATES", "terminal_table", "display_name", "format_estimate", "number"]
+__all__ = [
+    "Column", "COLUMNS", "ESTIMATES", "terminal_table", "display_name", "plain_name", "main_student",
+    "format_estimate", "number",
+]  # fmt: skip
 
 MISSING = "not measured"
 DISPLAY_NAMES = {
@@ -21,6 +24,18 @@ DISPLAY_NAMES = {
     "ddpo": "dDPO",
     "dadpo": "daDPO",
     "reference": "reference",
+}
+
+TEACHER = "teacher"
+OURS = "dadpo"
+# For page one, whose reader knows no names of methods.
+PLAIN_NAMES = {
+    "teacher": "Teacher",
+    "pruned": "Cut smaller, not yet trained",
+    "initial": "Small model, not yet trained",
+    "dsft": "Trained on the teacher's answers",
+    "ddpo": "… then on preferences",
+    "dadpo": "… and on the teacher's odds",
 }
 
 
@@ -81,6 +96,26 @@ def display_name(model: str) -> str:
     if found and number.isdecimal():
         return f"{display_name(name)}, round {number}"
     return DISPLAY_NAMES.get(model, model)
+
+
+def plain_name(model: str) -> str:
+    """What was done to a student, for somebody who knows no names of methods; its own name where nothing is known.
+
+    Example:
+        >>> plain_name("dsft"), plain_name("my-run-round2")
+        ("Trained on the teacher's answers", 'my-run, round 2')
+    """
+    name, found, number = model.rpartition("-round")
+    if found and number.isdecimal():
+        return f"{plain_name(name)}, round {number}"
+    return PLAIN_NAMES.get(model, display_name(model))
+
+
+def main_student(names: Sequence[str]) -> str | None:
+    """The student that an experiment is about: daDPO's of the last round where there is one, else the last named."""
+    students = [name for name in names if name != TEACHER]
+    ours = [name for name in students if name.split("-round")[0] == OURS]
+    return (ours or students)[-1] if students else None
 
 
 def number(row: Mapping[str, Any], key: str) -> float | None:

@@ -16,11 +16,10 @@ from lightning_dadpo.data.analysis import TokenMapRow, Unit
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.rows import Message, read_rows
 from lightning_dadpo.errors import DataError
-from lightning_dadpo.reports.table import display_name
+from lightning_dadpo.reports.table import TEACHER, display_name, main_student
 
 __all__ = ["MapSection", "StudentMaps", "PromptMaps", "TokenMap", "Token", "STEPS", "step_of", "read_maps", "students"]
 
-TEACHER = "teacher"
 FILE = "token_maps.jsonl"
 STEPS = (0.5, 1.0, 2.0, 4.0)
 """Differences in nats from which a token is marked, and marked more strongly."""
@@ -117,8 +116,7 @@ def read_maps(folder: Path) -> list[TokenMapRow]:
 def students(rows: Sequence[TokenMapRow]) -> MapSection:
     """The maps by student; those of daDPO's last round come first, where there is one, else the last student's."""
     names = list(dict.fromkeys(row.sampled_by for row in rows if row.sampled_by != TEACHER))
-    ours = [name for name in names if name.split("-round")[0] == "dadpo"]
-    main = (ours or names)[-1] if names else None
+    main = main_student(names)
     made = {name: _student(name, rows) for name in names}
     return MapSection(made.get(main) if main else None, [one for name, one in made.items() if name != main])
 

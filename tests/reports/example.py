@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import struct
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from lightning_dadpo.data.analysis import (
 )
 from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.data.rows import Message, PairRow, ResponseRow, RowWriter, ScoreRow
+from lightning_dadpo.evaluation.evaluate import EvaluationRow
 from lightning_dadpo.reports import ReportInputs
+from lightning_dadpo.reports.inputs import Nearness
 
 SCRIPT = "<script>alert(1)</script>"
 STYLE = "</style></pre><img src=x onerror=alert(2)>"
@@ -96,6 +99,21 @@ def metrics(path: Path, seed: int, preference: bool) -> Path:
     return path
 
 
+def _at(folder: Path, seconds: float) -> Path:
+    """The artefact as if it had taken so long: what was measured would differ from run to run."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"seconds": seconds}), encoding="utf-8")
+    return folder
+
+
+def model(folder: Path, numbers: int, form: str = "F32") -> Path:
+    """A model's folder whose only file says that it holds so many numbers, and holds none of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    header = json.dumps({"__metadata__": {}, "head.weight": {"dtype": form, "shape": [2, numbers // 2]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    return folder
+
+
 def responses(folder: Path, model: str, text: str | None = None) -> Path:
     """A responses artefact with held-out prompts and one training prompt, which must not be shown."""
     with draft(folder, "responses", {"model": model}) as work, RowWriter(work.path / "rows.jsonl") as rows:
@@ -103,7 +121,9 @@ def responses(folder: Path, model: str, text: str | None = None) -> Path:
         for index, prompt in enumerate(PROMPTS):
             said = text or f"({model}) {ANSWER * (1 + 3 * (index == 2))}"
             rows.write(_response(f"p{index}", "heldout", prompt, said, "length" if index % 3 == 2 else "stop"))
-    return folder
+        work.counts |= {"responses": 15, "stopped": 10, "tokens": 615}
+        work.made_from |= {"backend": "transformers sdpa 32-true", "batch_size": 32}
+    return _at(folder, 12.3)
 
 
 def _response(prompt_id: str, split: str, prompt: str, text: str, reason: Any) -> ResponseRow:
@@ -180,8 +200,82 @@ def evaluation(folder: Path, students: tuple[str, ...] = ("dsft", "ddpo", "dadpo
         for prompt in ("p0", "p1")
         for name in ("teacher", *students)
     ]
-    with draft(folder, "evaluation", {}) as work, RowWriter(work.path / "token_maps.jsonl") as writer:
-        writer.write(*rows)
+    with draft(folder, "evaluation", {}) as work:
+        with RowWriter(work.path / "token_maps.jsonl") as writer:
+            writer.write(*rows)
+        with RowWriter(work.path / "rows.jsonl") as writer:
+            writer.write(*(_measured(name, index) for name in (*students, "teacher") for index in range(len(PROMPTS))))
+        work.results |= {"sampler": {"max_new_tokens": 48}}
+    return folder
+
+
+def _measured(model: str, index: int) -> EvaluationRow:
+    """One prompt of an evaluation; the farther down, the farther from the teacher, p13 first of all."""
+    return EvaluationRow(model, f"p{index}", True, 40, 1, 37, -60.0, 40 * (0.1 + 0.1 * ((index + 1) % 14)), 30.0, 30)
+
+
+# the intervals are as made up as the numbers
+NEAR = Nearness("dadpo", "pruned", -0.393, -0.41, -0.37, 0.681, 0.65, 0.71)
+SAME = Nearness("dadpo", "ddpo", -0.013, -0.03, 0.01, 0.985, 0.96, 1.01)
+NEARER = Nearness("dadpo", "dsft", -0.004, -0.006, -0.002, 0.995, 0.993, 0.998)
+
+
+def _bounds(**values: float) -> dict[str, float]:
+    return {f"{key}{end}": value + step for key, value in values.items() for end, step in BOUNDS}
+
+
+BOUNDS = (("", 0.0), ("_low", -0.06), ("_high", 0.06))
+JUDGE = {"name": "qwen", "identity": {"model": "0123456789abcdef", "prompt": 1}}
+
+
+def validation(folder: Path, passes: bool = True, judge: Any = None) -> Path:
+    """A judge held against people."""
+    agreement = 0.8 if passes else 0.5
+    sets = [
+        {"set": name, "pairs": 100, "untied": 80, "chance": 0.5,
+         **_bounds(agreement=agreement, longer_wins=0.68, difference=agreement - 0.68, consistent=0.9)}
+        for name in ("PandaLM", "LLMBar", "LLMBar__Natural")
+    ]  # fmt: skip
+    made_from = {"judge": [(judge or JUDGE)["name"], (judge or JUDGE)["identity"]]}
+    reasons = [] if passes else ['PandaLM: its lower bound 44.0% is not above "longer wins", 68.0%']
+    with draft(folder, "judge-validation", made_from) as work:
+        work.results |= {"criterion": "as it was set", "passes": passes, "reasons": reasons, "sets": sets}
+    return folder
+
+
+def verdicts(
+    folder: Path, opponent: Path, judge: Any = None, names: tuple[str, ...] = ("pruned", "dsft", "ddpo", "dadpo"),
+    rate: float = -0.25,
+) -> Path:  # fmt: skip
+    """A judge's verdicts on four students; each a little better than the one before."""
+    rows = [
+        {"model": name, "prompts": 48,
+         **_bounds(win=0.2, tie=0.35, lose=0.2 - rate, preference_rate=rate, length_controlled=rate + 0.05,
+                   longer_wins=-0.4, consistent=0.75, mean_tokens=38.0, opponent_mean_tokens=41.0)}
+        for name in names
+    ]  # fmt: skip
+    differences = [{"model": names[0], "other": name, **_bounds(difference=-0.1)} for name in names[1:]]
+    found = {"judge": {**(judge or JUDGE), "validations": []}, "opponent": str(opponent), "rows": rows}
+    with draft(folder, "verdicts", {"judge": judge}) as work:
+        (work.path / "preference.json").write_text(json.dumps(found | {"differences": differences}), "utf-8")
+    return folder
+
+
+def ifeval(folder: Path, names: tuple[str, ...] = ("dadpo", "teacher")) -> Path:
+    """Instructions followed."""
+    shares = {"prompt_strict": 0.2, "instruction_strict": 0.3, "prompt_loose": 0.25, "instruction_loose": 0.35}
+    rows = [
+        {"model": name, "prompts": 541, "instructions": 834, **_bounds(**shares, finished=0.7, mean_tokens=90.0)}
+        for name in names
+    ]
+    differences = [
+        {"model": names[0], "other": name, "prompts": 541, **_bounds(**dict.fromkeys(shares, -0.1))}
+        for name in names[1:]
+    ]
+    with draft(folder, "ifeval", {}) as work:
+        found = {"rows": rows, "families": [], "differences": differences}
+        (work.path / "ifeval.json").write_text(json.dumps(found), "utf-8")
+        work.results |= {"left_out": {"ifeval-7": "no language data"}}
     return folder
 
 
@@ -228,6 +322,16 @@ def experiment(folder: Path, count: int = 96) -> ReportInputs:
     ]
     return ReportInputs(
         title="SmolLM2-135M-Instruct, pruned by a fifth",
+        teacher_name="SmolLM2-135M-Instruct",
+        student_origin="a copy of itself without 6 of its 30 layers",
+        models={
+            "teacher": model(folder / "model-teacher", 134_515_008),
+            "dadpo": model(folder / "model-dadpo", 106_800_000, "BF16"),
+        },
+        nearness=[NEAR, NEARER, SAME],
+        verdicts=verdicts(folder / "verdicts", folder / "said-teacher"),
+        judge_validations=[validation(folder / "validation")],
+        ifeval=ifeval(folder / "ifeval"),
         experiment="demo",
         summary=summary(),
         curves={
@@ -253,6 +357,9 @@ def experiment(folder: Path, count: int = 96) -> ReportInputs:
     )
 
 
+BAD_JUDGE = {"name": f"{SCRIPT}{STYLE}", "identity": {}}
+
+
 def hostile(folder: Path) -> ReportInputs:
     """The same with markup wherever a person, a model or a file can put text."""
     inputs, bad = experiment(folder), f"{SCRIPT}{STYLE}"
@@ -261,6 +368,13 @@ def hostile(folder: Path) -> ReportInputs:
         inputs,
         title=bad,
         experiment=bad,
+        teacher_name=bad,
+        student_origin=bad,
+        nearness=[*inputs.nearness, replace(SAME, other=bad)],
+        verdicts=verdicts(folder / "bad-verdicts", folder / "said-bad", BAD_JUDGE, ("dadpo", bad)),
+        judge_validations=[validation(folder / "bad-validation", judge=BAD_JUDGE)],
+        ifeval=ifeval(folder / "bad-ifeval", (bad, "dadpo")),
+        models={bad: folder / "nowhere"},
         summary=[*inputs.summary, row(bad, 1e6, (1.0, 1.0, 1.0))],
         curves={bad: _with_column(inputs.curves["dadpo"], bad)},
         scores={**inputs.scores, bad: inputs.scores["teacher"], f"missing {bad}": folder / "nowhere"},

@@ -100,8 +100,7 @@ def test_every_drawing_follows_the_theme(page: str) -> None:
 
 def test_what_the_page_says(page: str) -> None:
     text = " ".join(" ".join(Outline(page).words).split())
-    assert "134.5 M parameters" in text
-    assert "79.4 % of the teacher" in text
+    assert "The student has 79 % of the teacher's parameters: 106.8 million instead of 134.5 million." in text
     assert "This run does not tell daDPO and dDPO apart" in text
     assert "The first 12 of 14 held-out prompts" in text
     assert "TRAINING" not in text

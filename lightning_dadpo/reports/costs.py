@@ -1,0 +1,241 @@
+"""What a model weighs and what an answer costs: before and after. Says of every number whether it was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_dadpo.data.artifacts import read_manifest
+from lightning_dadpo.errors import DataError
+from lightning_dadpo.reports.inputs import ReportInputs
+from lightning_dadpo.reports.sources import read_each
+from lightning_dadpo.reports.table import TEACHER, display_name, number
+
+__all__ = ["CostRow", "CostSection", "Speed", "Weights", "cost_section", "read_speed", "read_weights", "duration"]
+
+UNKNOWN = "not known"
+HEADER_LIMIT = 1 << 27
+"""No header of a model is longer; a longer one is a broken file."""
+FORMATS = {
+    "F64": "64-bit", "F32": "32-bit", "F16": "16-bit", "BF16": "16-bit", "F8_E4M3": "8-bit", "F8_E5M2": "8-bit",
+    "I8": "8-bit", "U8": "8-bit",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of a model's folder.
+
+    Attributes:
+        size: bytes on disk of all of them.
+        formats: numbers stored, by the format's name in the files (F32, BF16 ...).
+    """
+
+    size: int
+    formats: dict[str, int]
+
+    @property
+    def words(self) -> str:
+        """The formats that hold at least a hundredth of the numbers: `32-bit`."""
+        total = sum(self.formats.values())
+        main = [name for name, count in self.formats.items() if count * 100 >= total]
+        return " and ".join(dict.fromkeys(FORMATS.get(name, name) for name in main))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One sampling: how many tokens in how many seconds, and under which terms."""
+
+    tokens: int
+    seconds: float
+    responses: int
+    backend: str
+    batch_size: Any
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second; nan where no time was measured."""
+        return self.tokens / self.seconds if self.seconds > 0 else math.nan
+
+    def on_equal_terms(self, other: Speed) -> bool:
+        """Batches as full, by the same software: only then do two rates compare models."""
+        mine, theirs = ((one.responses, one.backend, one.batch_size) for one in (self, other))
+        return mine == theirs
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One property of both models; `share` is the student's of the teacher's, `how` where the numbers are from."""
+
+    label: str
+    teacher: str
+    student: str
+    share: str
+    how: str
+
+
+@dataclass
+class CostSection:
+    """Rows for page one, a sentence on speed and one on what making it took; every sampling for the engineer."""
+
+    rows: list[CostRow] = field(default_factory=list)
+    speed: str = ""
+    making: str = ""
+    samplings: list[list[str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_weights(folder: Path) -> Weights:
+    """Size and number formats, from the files themselves; nothing is loaded.
+
+    Raises:
+        DataError: the folder has no safetensors files, or one has no readable header.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{folder}: no .safetensors files, so its size is not known")
+    formats: Counter[str] = Counter()
+    for path in files:
+        for tensor in _header(path).values():
+            formats[str(tensor["dtype"])] += math.prod(tensor["shape"])
+    return Weights(sum(path.stat().st_size for path in files), dict(formats))
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The tensors that a safetensors file lists: eight bytes of length, then JSON (the format's own description)."""
+    with path.open("rb") as file:
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            found: Any = json.loads(file.read(length)) if length <= HEADER_LIMIT else {}
+            tensors = {name: one for name, one in found.items() if name != "__metadata__"}
+            numbers = [math.prod(one["shape"]) for one in tensors.values() if isinstance(one["dtype"], str)]
+            if not numbers:
+                raise ValueError("no tensors")
+        except (struct.error, ValueError, AttributeError, KeyError, TypeError):
+            raise DataError(f"{path}: not a safetensors file") from None
+    return tensors
+
+
+def read_speed(folder: Path) -> Speed:
+    """Tokens and seconds of a sampling.
+
+    Raises:
+        ArtifactError: the folder is no finished artefact. DataError: it does not say how many tokens it holds.
+    """
+    manifest = read_manifest(folder, "responses")
+    tokens, responses = manifest.counts.get("tokens"), manifest.counts.get("responses")
+    if not isinstance(tokens, int) or not isinstance(responses, int):
+        raise DataError(f"{folder}: its manifest does not count tokens and responses")
+    said = manifest.made_from
+    return Speed(tokens, manifest.seconds, responses, str(said.get("backend", "not recorded")), said.get("batch_size"))
+
+
+def cost_section(inputs: ReportInputs, student: str | None) -> CostSection:
+    """Teacher and student beside each other.
+
+    Args:
+        inputs: of the report.
+        student: the student in question; None where there is none.
+    """
+    section = CostSection(making=_making(inputs.stages))
+    weights, section.problems = read_each(inputs.models, read_weights)
+    speeds, problems = read_each(inputs.responses, read_speed)
+    section.problems += problems
+    section.samplings = [_sampling(name, one) for name, one in speeds.items()]
+    rows = {str(row.get("model")): row for row in inputs.summary}
+    if student is None or student not in rows:
+        return section
+    counts = [_count(rows.get(name, {})) for name in (TEACHER, student)]
+    files = [weights.get(name) for name in (TEACHER, student)]
+    section.rows = [
+        _row("Parameters", counts, lambda n: f"{_three(n / 1e6)} million", "counted"),
+        _disk(files),
+        _row("Memory, weights alone", _times(counts, 2), _bytes, "computed"),
+        _row("Work per token", _times(counts, 2), _operations, "computed"),
+    ]
+    section.speed = _speed(speeds.get(TEACHER), speeds.get(student))
+    return section
+
+
+def _count(row: Mapping[str, Any]) -> float | None:
+    found = number(row, "parameters")
+    return found if found is not None and math.isfinite(found) and found > 0 else None
+
+
+def _times(values: Sequence[float | None], factor: float) -> list[float | None]:
+    return [None if value is None else value * factor for value in values]
+
+
+def _share(values: Sequence[float | None]) -> str:
+    teacher, student = values
+    return UNKNOWN if not teacher or student is None else f"{100 * student / teacher:.0f}\u00a0%"
+
+
+def _row(label: str, values: Sequence[float | None], say: Any, how: str) -> CostRow:
+    teacher, student = (UNKNOWN if value is None else say(value) for value in values)
+    return CostRow(label, teacher, student, _share(values), how)
+
+
+def _disk(files: Sequence[Weights | None]) -> CostRow:
+    teacher, student = (UNKNOWN if one is None else f"{_bytes(one.size)} ({one.words})" for one in files)
+    share = _share([None if one is None else one.size for one in files])
+    return CostRow("Files on disk", teacher, student, share, "measured")
+
+
+def _three(value: float) -> str:
+    """Three or four digits and no exponent."""
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:.2f}\u00a0GB" if size >= 1e9 else f"{size / 1e6:.3g}\u00a0MB"
+
+
+def _operations(count: float) -> str:
+    return f"{count / 1e9:.2f}\u00a0billion steps"
+
+
+def _speed(teacher: Speed | None, student: Speed | None) -> str:
+    """Two rates where they compare the models, and nothing where they would not."""
+    if teacher is None or student is None:
+        return "Speed was not measured."
+    if not teacher.on_equal_terms(student) or not (teacher.rate > 0 and student.rate > 0):
+        return (
+            "Speed was not measured on equal terms: the two models answered different numbers of prompts at a time, "
+            "so no speed is given here."
+        )
+    return (
+        f"Speed while answering the same number of prompts, measured once: teacher {teacher.rate:.0f}, student "
+        f"{student.rate:.0f} tokens a second."
+    )
+
+
+def _sampling(name: str, one: Speed) -> list[str]:
+    rate = f"{one.rate:.1f}" if math.isfinite(one.rate) else UNKNOWN
+    return [display_name(name), str(one.responses), str(one.tokens), duration(one.seconds), rate, one.backend,
+            str(one.batch_size)]  # fmt: skip
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as people say them."""
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return "not recorded"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _making(stages: Sequence[Mapping[str, Any]]) -> str:
+    times = [stage.get("seconds") for stage in stages]
+    known = [time for time in times if isinstance(time, int | float) and math.isfinite(time)]
+    if not known:
+        return ""
+    rest = f"; {len(times) - len(known)} stages have no time" if len(known) < len(times) else ""
+    return f"Making and measuring every model of this report took {duration(math.fsum(known))} of computing{rest}."
