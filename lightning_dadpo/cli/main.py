@@ -51,6 +51,11 @@ FUNCTIONS = {
         "ifeval",
         "which instructions responses to IFEval's prompts followed; no model judges",
     ),
+    "lm-eval": (
+        "lightning_dadpo.evaluation.benchmarks.harness",
+        "lm_eval",
+        "any task of lm-eval, with its standard errors",
+    ),
     "export": ("lightning_dadpo.cli.exporting", "export", "a checkpoint or a model as a plain folder for transformers"),
     "chat": ("lightning_dadpo.cli.chatting", "chat", "talk to teacher and student side by side"),
     "report": ("lightning_dadpo.cli.reporting", "report", "write the HTML report of an experiment"),
