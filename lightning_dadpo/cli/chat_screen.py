@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,6 +88,23 @@ class Lines:
             self.say(f"[{column.name}]\n{column.text}\n({column.note})")
 
 
+@contextmanager
+def _silent_keys() -> Iterator[None]:
+    """Keys that are pressed inside are not shown: an echoed ^C would shift the picture. They are read afterwards."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    silent = termios.tcgetattr(sys.stdin)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        with suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
 class Terminal:
     """Columns beside one another where there is room, each answer as it grows.
 
@@ -122,7 +140,7 @@ class Terminal:
     def writing(self, columns: list[Column]) -> Iterator[Callable[[], None]]:
         """See `Screen.writing`; the end of what is longer than the terminal is high stays in sight."""
         drawn = 0.0
-        with Live(console=self.console, auto_refresh=False, transient=True) as live:
+        with _silent_keys(), Live(console=self.console, auto_refresh=False, transient=True) as live:
 
             def draw() -> None:
                 nonlocal drawn

@@ -98,6 +98,8 @@ class Session:
         except DadpoError as error:
             self.mistakes += 1
             self.screen.complain(str(error))
+        except KeyboardInterrupt:  # while log-probs are measured or a model is loaded
+            self.screen.say("\ninterrupted")
         return True
 
     def _obey(self, line: str) -> bool:

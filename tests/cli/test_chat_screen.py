@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
+import sys
+import termios
 
 import pytest
 from rich.console import Console
@@ -99,3 +103,19 @@ def test_what_people_write_stays_as_it_is() -> None:
         assert harmless(text) == text
     assert harmless("a\r\nb\rc") == "a\nb\\x0dc"
     assert harmless("\udc80") == "\\udc80"
+
+
+def test_keys_pressed_while_answers_grow_are_not_shown_and_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An echoed ^C shifts the picture, whose first lines then stay behind."""
+    keyboard, typed_at = pty.openpty()
+    with open(typed_at, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        screen, _ = terminal(80)
+        before = termios.tcgetattr(stdin)
+        assert before[3] & termios.ECHO
+        with screen.writing([Column("teacher")]):
+            os.write(keyboard, b"next\n")
+            assert not termios.tcgetattr(stdin)[3] & termios.ECHO
+        assert termios.tcgetattr(stdin) == before
+        assert stdin.readline() == "next\n"
+    os.close(keyboard)

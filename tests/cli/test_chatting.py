@@ -281,3 +281,13 @@ def test_ctrl_c_before_the_first_token_takes_the_turn_back(chat: Chat, monkeypat
     assert chat("first", "/undo") == 2
     assert "(0 tokens, interrupted)" in chat.said
     assert "nothing was said yet" in chat.complaints
+
+
+def test_ctrl_c_while_log_probs_are_measured_does_not_end_the_chat(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_dadpo.sampling.speaker.Speaker.log_prob", pressed)
+    assert chat("/log-probs on", "a", "/log-probs off", "b") == 0
+    assert chat.said.count("\ninterrupted\n") == 1
+    assert len(chat.answers()["student"]) == 2
