@@ -13,7 +13,7 @@ from lightning_dadpo.data.tokenizers import PROBES
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models.spec import ModelSpec
 
-__all__ = ["ServerSpec", "refuse_beside_a_server", "tokenizer_digest"]
+__all__ = ["Endpoint", "ServerSpec", "ChatServerSpec", "refuse_beside_a_server", "tokenizer_digest"]
 
 
 @dataclass(frozen=True)
@@ -40,29 +40,60 @@ class ServerSpec:
     api_key_variable: str | None = None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if "@" in self.url or parts.query or parts.fragment:  # what stands there may be a key: it is not repeated
-            raise ConfigError(
-                "server.url: expected no user, password or query in it; name a variable with api_key_variable"
-            )
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ConfigError(f"server.url {self.url!r}: expected http://HOST:PORT/v1 or https://...")
-        if not self.model:
-            raise ConfigError("server.model '': expected the name that the server knows the model by")
-        if self.concurrency < 1:
-            raise ConfigError(f"server.concurrency {self.concurrency}: expected at least 1")
-        if self.attempts < 1:
-            raise ConfigError(f"server.attempts {self.attempts}: expected at least 1")
-        if not (math.isfinite(self.timeout_seconds) and self.timeout_seconds > 0):
-            raise ConfigError(f"server.timeout_seconds {self.timeout_seconds}: expected a number > 0")
-        if self.api_key_variable is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_variable):
-            raise ConfigError(  # somebody may have put the key itself there: it is not repeated
-                "server.api_key_variable: expected the NAME of an environment variable, in capitals, not a key"
-            )
+        _check(self)
 
     def served(self) -> str:
         """How manifests name the model; the url does not enter."""
         return f"{self.model} on a server"
+
+
+@dataclass(frozen=True)
+class ChatServerSpec:
+    """A model behind an OpenAI-compatible chat endpoint: a company's, or vLLM's, llama-cpp-python's and others'.
+
+    Attributes:
+        url: where its API begins, for example https://api.openai.com/v1.
+        model: the name that the server knows it by.
+        concurrency: requests at a time.
+        timeout_seconds: how long one request may take.
+        attempts: how often one is made, with growing waits, before it all ends.
+        api_key_variable: name of the environment variable that holds the server's key, where it wants one.
+    """
+
+    url: str
+    model: str
+    concurrency: int = 8
+    timeout_seconds: float = 120.0
+    attempts: int = 6
+    api_key_variable: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+Endpoint = ServerSpec | ChatServerSpec
+
+
+def _check(spec: Endpoint) -> None:
+    parts = urlsplit(spec.url)
+    if "@" in spec.url or parts.query or parts.fragment:  # what stands there may be a key: it is not repeated
+        raise ConfigError(
+            "server.url: expected no user, password or query in it; name a variable with api_key_variable"
+        )
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(f"server.url {spec.url!r}: expected http://HOST:PORT/v1 or https://...")
+    if not spec.model:
+        raise ConfigError("server.model '': expected the name that the server knows the model by")
+    if spec.concurrency < 1:
+        raise ConfigError(f"server.concurrency {spec.concurrency}: expected at least 1")
+    if spec.attempts < 1:
+        raise ConfigError(f"server.attempts {spec.attempts}: expected at least 1")
+    if not (math.isfinite(spec.timeout_seconds) and spec.timeout_seconds > 0):
+        raise ConfigError(f"server.timeout_seconds {spec.timeout_seconds}: expected a number > 0")
+    if spec.api_key_variable is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", spec.api_key_variable):
+        raise ConfigError(  # somebody may have put the key itself there: it is not repeated
+            "server.api_key_variable: expected the NAME of an environment variable, in capitals, not a key"
+        )
 
 
 def refuse_beside_a_server(**options: Any) -> None:
