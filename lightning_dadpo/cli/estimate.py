@@ -17,6 +17,8 @@ __all__ = ["estimate_minutes"]
 SHARE_OF_MATMUL_RATE = {"sample": 0.5, "score": 0.55, "train": 0.75}
 SECONDS_A_STAGE = 8.0
 PROMPT_TOKENS = 55
+UNLIMITED = 256
+"""Prompts of a file that is used whole, about as many as are shipped."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ def _parameters(teacher: ModelSpec) -> float | None:
 def _work(experiment: Experiment, stage: Stage, size: float) -> _Work:
     response = experiment.sampling.max_new_tokens / 2
     row, pair = PROMPT_TOKENS + response, PROMPT_TOKENS + 2 * response
-    limits = {split: file.limit or 256 for split, file in experiment.prompts.items()}
+    limits = {split: file.limit or UNLIMITED for split, file in experiment.prompts.items()}
     drawn, again = limits["train"] + limits["validation"], _drawn_again(experiment, stage, limits["train"])
     if stage.command == "sample":
-        rows = sum(limits[split] for split in stage.settings["prompts"])
+        rows = sum(file["limit"] or UNLIMITED for file in stage.settings["prompts"].values())
         rows *= stage.settings.get("responses_per_prompt", 1)
         return _Work(2 * size * rows * row, SHARE_OF_MATMUL_RATE["sample"])
     if stage.command == "score":  # what is known is not scored again: pairs of earlier rounds, by the same model

@@ -14,7 +14,7 @@ from lightning_dadpo.evaluation.people import PeopleFiles
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 
-__all__ = ["Experiment", "FitRecipe", "Mix", "Prune", "read_experiment"]
+__all__ = ["Experiment", "FitRecipe", "Instructions", "Mix", "Prune", "read_experiment"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,21 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class Instructions:
+    """IFEval: prompts whose instructions a program can check.
+
+    Attributes:
+        file: IFEval's own JSONL.
+        prompts: what `dadpo ifeval-prompts` has made of it, and how many of them to ask.
+        leave_out: instructions (FAMILY:NAME) that are not counted, as `dadpo ifeval` takes them.
+    """
+
+    file: str
+    prompts: PromptFile
+    leave_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """The pipeline: prompts, responses, dSFT, pairs, scores, objectives, evaluation.
 
@@ -107,6 +122,7 @@ class Experiment:
             default nobody.
         people: people's judgements that the judge is held against, as `dadpo validate-judge` takes them. Without them
             its verdicts are worth what you believe of it.
+        ifeval: what teacher and students are asked besides, and checked by a program.
         notes: sentences for the report about what this experiment can and cannot show.
     """
 
@@ -136,6 +152,7 @@ class Experiment:
     evaluate_on: Literal["heldout", "validation"] = "heldout"
     judge: dict = field(default_factory=dict)  # type: ignore[type-arg] # a stage's YAML, as it is
     people: PeopleFiles | None = None
+    ifeval: Instructions | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from lightning_dadpo.cli.experiment import Experiment, FitRecipe
 from lightning_dadpo.cli.recipe import merge
+from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.data.rows import content_digest
 from lightning_dadpo.models.spec import ModelSpec
 
@@ -80,15 +81,29 @@ class Planner:
 
     def sample(self, name: str, model: ModelSpec, splits: list[str], seed: int, candidates: int = 1) -> str:
         """Responses of a model; a stage of one response a prompt says nothing of their number."""
-        prompts = {split: asdict(self.experiment.prompts[split]) for split in splits}
-        contents = {split: _text(self.experiment.prompts[split].path) for split in splits}
+        prompts = {split: self.experiment.prompts[split] for split in splits}
+        return self.answer(name, model, prompts, seed, {"responses_per_prompt": candidates} if candidates > 1 else {})
+
+    def answer(
+        self, name: str, model: ModelSpec, prompts: dict[str, PromptFile], seed: int, more: dict[str, Any] | None = None
+    ) -> str:
+        """Responses of a model to any prompts, drawn as everywhere in the experiment.
+
+        Args:
+            name: the stage's, behind `sample-`.
+            model: who answers.
+            prompts: by split.
+            seed: of the draws.
+            more: further settings.
+        """
+        contents = {split: _text(file.path) for split, file in prompts.items()}
         settings = {
             "model": asdict(model),
-            "prompts": prompts,
+            "prompts": {split: asdict(file) for split, file in prompts.items()},
             "settings": asdict(self.experiment.sampling) | {"seed": seed},
             "batch_size": self.experiment.batch_size,
             "backend": self.experiment.backend,
-        } | ({"responses_per_prompt": candidates} if candidates > 1 else {})
+        } | (more or {})
         return self.add(f"sample-{name}", "sample", settings, outside=[contents, self.identity(model)])
 
     def score(self, name: str, anchor: str, model: ModelSpec, pairs: str, tokenizer: ModelSpec | None = None) -> str:

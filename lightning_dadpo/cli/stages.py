@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dadpo.cli import overlays
-from lightning_dadpo.cli.experiment import Experiment
+from lightning_dadpo.cli.experiment import Experiment, Instructions
 from lightning_dadpo.cli.needs import check_judge, needs_of
 from lightning_dadpo.cli.planner import CODE_FORMAT, Planner, Stage
 from lightning_dadpo.cli.rounds import (
@@ -91,6 +91,8 @@ def _evaluation(planner: Planner, teacher: ModelSpec, answers: str, students: di
     shared: dict[str, Any] = {"trained_on": [answers]} | ({} if split == "heldout" else {"split": split})
     if planner.experiment.judge:
         _judging(planner, said, answers, shared)
+    if planner.experiment.ifeval is not None:
+        _instructions(planner, planner.experiment.ifeval, {"teacher": teacher, **students}, seed)
     candidates = {name: {"model": asdict(model), "responses": said[name]} for name, model in students.items()}
     settings = {"candidates": candidates, "teacher": asdict(teacher), "teacher_responses": answers}
     planner.add("evaluation", "evaluate", settings | {"reference": "dsft"} | shared)
@@ -108,3 +110,11 @@ def _judging(planner: Planner, candidates: dict[str, str], answers: str, shared:
         validations.append(planner.add("judge-validation", "validate-judge", held_against, [outside, texts]))
     settings = {"candidates": candidates, "opponent": answers, "judge": said.judge, "validations": validations}
     planner.add("verdicts", "judge", settings | shared, outside)
+
+
+def _instructions(planner: Planner, said: Instructions, models: dict[str, ModelSpec], seed: int) -> None:
+    """Everybody answers what a program can check."""
+    prompts = {"heldout": said.prompts}
+    candidates = {name: planner.answer(f"ifeval-{name}", model, prompts, seed) for name, model in models.items()}
+    settings = {"candidates": candidates, "ifeval_file": said.file, "leave_out": said.leave_out}
+    planner.add("ifeval", "ifeval", settings, Path(said.file).read_text("utf-8") if Path(said.file).is_file() else "")

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_dadpo.cli.experiment import FitRecipe, read_experiment
+from lightning_dadpo.cli.experiment import FitRecipe, Instructions, read_experiment
 from lightning_dadpo.cli.needs import needs_of
 from lightning_dadpo.cli.stages import plan_stages
+from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.evaluation.people import PeopleFiles
 
@@ -171,3 +172,18 @@ def test_a_judge_that_cannot_be_built_or_is_part_of_a_loss_is_refused(judge: Any
 def test_people_without_a_judge_are_refused() -> None:
     with pytest.raises(ConfigError, match="no `judge` to hold against them"):
         replace(DEMO, people=PeopleFiles(pandalm="x.json"))
+
+
+def test_everybody_is_asked_what_a_program_can_check(tmp_path: Path) -> None:
+    asked = Instructions(str(tmp_path / "input_data.jsonl"), PromptFile(str(tmp_path / "prompts.jsonl"), limit=9))
+    found = {stage.name: stage for stage in plan_stages(replace(DEMO, ifeval=asked))}
+    names = ["teacher", "pruned", "dsft", "ddpo", "dadpo"]
+    assert list(found["ifeval"].settings["candidates"]) == names
+    drawn = [found[f"sample-ifeval-{name}"] for name in names]
+    assert [str(stage.folder) for stage in drawn] == list(found["ifeval"].settings["candidates"].values())
+    heldout = found["sample-heldout-dsft"].settings
+    for stage in drawn:
+        assert stage.settings["prompts"] == {"heldout": {"path": asked.prompts.path, "limit": 9}}
+        assert stage.settings["settings"] == heldout["settings"]
+    plain = {stage.name: stage.folder for stage in plan_stages(DEMO)}
+    assert {name: found[name].folder for name in plain} == plain
