@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -109,7 +110,7 @@ def _note_time(root: Path, stage: Stage, seconds: float, status: int) -> None:
 
 
 def _check_inputs(experiment: Experiment) -> None:
-    """Launchers, prompts and models, before anything is written; the stages would say the same, one after another.
+    """Launchers, prompts, models and what judges need, before anything is written; the stages would say the same, late.
 
     Raises:
         ConfigError, DataError: see `read_prompts` and `ModelSpec.location`.
@@ -120,6 +121,17 @@ def _check_inputs(experiment: Experiment) -> None:
     for model in (experiment.teacher, experiment.student, *experiment.anchors.values()):
         if model is not None:
             model.location()
+    _check_judging(experiment)
+
+
+def _check_judging(experiment: Experiment) -> None:
+    """A judge is asked when everything else is done, which would be late for a missing key or file."""
+    key = experiment.judge.get("init_args", {}).get("server", {}).get("api_key_variable")
+    if key is not None and key not in os.environ:
+        raise ConfigError(f"experiment.judge: {key} is not set; expected the key of its server")
+    for file in experiment.people.paths if experiment.people else []:
+        if not Path(file).is_file():
+            raise ConfigError(f"experiment.people: {file}: no such file")
 
 
 def _say_hello(experiment: Experiment, stages: list[Stage], waiting: list[Stage]) -> None:
@@ -211,7 +223,11 @@ def _write_settings(path: Path, command: list[str], settings: dict[str, Any]) ->
 
 
 def _start(command: list[str]) -> int:
-    return run_stage(command)
+    """A stage without a launcher is forked, unless there is a GPU: no process may begin beside another's use of it."""
+    from lightning_dadpo.models.numerics import default_device
+
+    own = command[:3] == _dadpo() and command[3] != "report"  # which imports little
+    return run_stage(command, forked=own and default_device().type == "cpu")
 
 
 def _track(experiment: Experiment, stage: Stage) -> None:
