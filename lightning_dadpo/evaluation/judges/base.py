@@ -46,7 +46,11 @@ class Judge(ABC):
 
     @abstractmethod
     def cost(self, comparisons: Sequence[Comparison]) -> str:
-        """One sentence, said before it starts: how many calls or tokens, and what they cost where that is known."""
+        """One sentence, said before it starts: how many calls or tokens, and what they cost where that is known.
+
+        Raises:
+            ConfigError: that is more than the judge was allowed.
+        """
 
     @abstractmethod
     def prefer(self, comparisons: Sequence[Comparison]) -> list[Preference]:

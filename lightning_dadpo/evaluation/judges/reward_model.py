@@ -23,7 +23,7 @@ class RewardModelJudge(ScoringJudge):
     one logit, in the units that it was trained in. The arguments are `ScoringJudge`'s.
     """
 
-    kind = "reward model"
+    kind = "reward_model"
 
     @cached_property
     def _loaded(self) -> Any:

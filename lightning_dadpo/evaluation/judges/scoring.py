@@ -19,7 +19,6 @@ from lightning_dadpo.evaluation.judges.cache import KeptRow, keeping, kept_rows
 from lightning_dadpo.models.loading import load_tokenizer, model_digest
 from lightning_dadpo.models.numerics import default_device, default_tokens_per_batch, inference_precision
 from lightning_dadpo.models.spec import PACKAGE, ModelSpec
-from lightning_dadpo.progress import progress
 
 __all__ = ["Answer", "JudgePrecision", "ScoringJudge", "check_ids", "positions"]
 
@@ -82,7 +81,7 @@ class ScoringJudge(Judge):
         self.tokens_per_batch = tokens_per_batch or default_tokens_per_batch(self.device)
         # inference_precision never names bf16-mixed
         self.precision = precision or ("32-true" if inference_precision(self.device) == "32-true" else "bf16-true")
-        self.name = f"{self.kind} of {Path(model.path.removeprefix(PACKAGE)).name}"
+        self.name = f"{self.kind.replace('_', ' ')} of {Path(model.path.removeprefix(PACKAGE)).name}"
         self._unreadable = 0
 
     @cached_property
@@ -114,7 +113,7 @@ class ScoringJudge(Judge):
         missing = [answer for answer in answers if _key(answer) not in known]
         kept = f" ({len(answers) - len(missing)} more are in {self.cache})" if len(missing) < len(answers) else ""
         return (
-            f"{self.name} reads {len(missing)} responses{kept}, {self.tokens(missing)} tokens, on this machine's "
+            f"{len(missing)} responses to read{kept}, {self.tokens(missing)} tokens, on this machine's "
             f"{self.device.type} in {self.precision}; nothing is paid for"
         )
 
@@ -153,14 +152,13 @@ class ScoringJudge(Judge):
         missing = [answer for answer in answers if answer not in found]
         if not missing:
             return found
-        with keeping(self.cache, identity) as keep, progress(self.name, len(answers), len(found)) as bar:
+        with keeping(self.cache, identity) as keep:
             for window in self._windows(missing):
                 for answer, score in zip(window, self.read(window), strict=True):
                     if score is not None and not math.isfinite(score):
                         raise DataError(f"judge {self.name!r}: scores the response {answer[1][:40]!r} with {score}")
                     keep(KeptScore(_key(answer), score))
                     found[answer] = score
-                bar.advance(len(window))
         return found
 
     @abstractmethod

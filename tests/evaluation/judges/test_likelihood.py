@@ -114,12 +114,12 @@ def test_what_does_not_fit_is_a_tie_and_counted_and_most_is_refused(judge: Likel
 
 def test_cost_counts_each_response_once(judge: LikelihoodJudge) -> None:
     said = judge.cost(BOTH_ORDERS)
-    assert "reads 10 responses, " in said
+    assert "10 responses to read, " in said
     one = [COMPARISONS[0]]
     prompt, empty = (len(prompt_ids(judge.tokenizer, it)) for it in (one[0].messages, [Message("user", "")]))
     # two trees: each its prompt, and both responses with their end of turn, of which the last is never an input
     tokens = prompt + empty + 2 * (len(one[0].first) + len(one[0].second))
-    assert f"reads 2 responses, {tokens} tokens, on this machine's cpu in 32-true" in judge.cost(one)
+    assert f"2 responses to read, {tokens} tokens, on this machine's cpu in 32-true" in judge.cost(one)
 
 
 class KilledError(RuntimeError):
@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on_from_its_cache(
         file.write('{"key": "torn')
     kept = len(seen)
     assert 4 <= kept < 10
-    assert f"reads {10 - kept} responses ({kept} more are in {tmp_path / 'kept'})" in fresh().cost(COMPARISONS)
+    assert f"{10 - kept} responses to read ({kept} more are in {tmp_path / 'kept'})" in fresh().cost(COMPARISONS)
     monkeypatch.setattr(LikelihoodJudge, "read", lambda self, some: (seen.extend(some), read(self, some))[1])
     resumed = fresh()
     assert resumed.prefer(COMPARISONS) == judge.prefer(COMPARISONS)

@@ -109,4 +109,4 @@ def test_cost_counts_the_conversation_once_for_each_response(judge: RewardModelJ
         len(judge.tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": text}], return_dict=False))
         for text in (one.first, one.second)
     )
-    assert f"reads 2 responses, {tokens} tokens, on this machine's cpu in 32-true" in judge.cost([one])
+    assert f"2 responses to read, {tokens} tokens, on this machine's cpu in 32-true" in judge.cost([one])

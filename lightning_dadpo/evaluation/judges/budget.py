@@ -1,0 +1,96 @@
+"""What calls to a server may cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_dadpo.errors import ConfigError
+
+__all__ = ["Budget", "most_drawn_tokens"]
+
+MILLION = 1_000_000
+
+
+class Budget:
+    """Counts calls and tokens of one judge, and refuses what goes beyond its bounds.
+
+    Args:
+        input_price: of a million tokens read; output_price: of a million tokens written; both or none.
+        max_calls: calls in all; None for any number.
+        max_cost: price in all, in the currency of the prices; None for any.
+
+    Attributes:
+        calls, tokens_in, tokens_out: so far.
+
+    Raises:
+        ConfigError: a number is out of range, or a price is missing.
+    """
+
+    def __init__(
+        self, input_price: float | None, output_price: float | None, max_calls: int | None, max_cost: float | None
+    ) -> None:
+        numbers = {
+            "input_price": input_price,
+            "output_price": output_price,
+            "max_calls": max_calls,
+            "max_cost": max_cost,
+        }
+        for name, value in numbers.items():
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"judge.{name} {value}: expected a number >= 0")
+        if (input_price is None) != (output_price is None):
+            raise ConfigError("judge.input_price and judge.output_price: expected both or neither")
+        if max_cost is not None and input_price is None:
+            raise ConfigError(f"judge.max_cost {max_cost}: needs judge.input_price and judge.output_price")
+        self._prices = None if input_price is None or output_price is None else (input_price, output_price)
+        self._max_calls, self._max_cost = max_calls, max_cost
+        self.calls = self.tokens_in = self.tokens_out = 0
+
+    def price(self, tokens_in: int, tokens_out: int) -> float | None:
+        """What tokens cost; None where no prices are known."""
+        if self._prices is None:
+            return None
+        return (tokens_in * self._prices[0] + tokens_out * self._prices[1]) / MILLION
+
+    def refuse(self, calls: int, tokens_in: int, tokens_out: int) -> None:
+        """Refuse further calls that would go beyond a bound.
+
+        Raises:
+            ConfigError: naming the bound, and what is needed.
+        """
+        if self._max_calls is not None and self.calls + calls > self._max_calls:
+            raise ConfigError(
+                f"judge.max_calls {self._max_calls}: {calls} more calls needed, {self.calls} made; raise it "
+                "or judge fewer"
+            )
+        needed = self.price(self.tokens_in + tokens_in, self.tokens_out + tokens_out)
+        if self._max_cost is not None and needed is not None and needed > self._max_cost:
+            raise ConfigError(
+                f"judge.max_cost {self._max_cost}: up to {needed:.4g} may be needed for {self.calls} calls made and "
+                f"{calls} more; raise it or judge fewer"
+            )
+
+    def count(self, tokens_in: int, tokens_out: int) -> None:
+        """One call was made.
+
+        Raises:
+            ConfigError: it went beyond max_cost, as when a server counts more tokens than were estimated.
+        """
+        self.calls += 1
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+        self.refuse(0, 0, 0)
+
+
+def most_drawn_tokens(request: Mapping[str, Any]) -> int:
+    """How many tokens one reply may have.
+
+    Raises:
+        ConfigError: the request does not bound it.
+    """
+    bounds = [request[name] for name in ("max_tokens", "max_completion_tokens") if name in request]
+    if len(bounds) != 1 or not isinstance(bounds[0], int) or bounds[0] < 1:
+        raise ConfigError("judge.request: expected one of max_tokens and max_completion_tokens, a whole number >= 1")
+    return bounds[0]
