@@ -28,9 +28,6 @@ Answer = tuple[tuple[Message, ...], str]
 JudgePrecision = Literal["32-true", "bf16-true"]
 """A judge is not trained, so there are no float32 weights to keep beside 16-bit numbers."""
 
-BATCHES_A_WINDOW = 4
-"""Forward passes between two writes to the cache: enough to sort by length, few enough to lose in a kill."""
-
 
 @dataclass(frozen=True, config=STRICT)
 class KeptScore(KeptRow):
@@ -174,7 +171,7 @@ class ScoringJudge(Judge):
         """
 
     def _windows(self, answers: Sequence[Answer]) -> Iterator[list[Answer]]:
-        """Answers in stretches of a few batches, like lengths together, the responses to one conversation too."""
+        """Answers in stretches of about a batch, like lengths together, the responses to one conversation too."""
         groups: dict[tuple[Message, ...], list[Answer]] = {}
         for answer in answers:
             groups.setdefault(answer[0], []).append(answer)
@@ -183,7 +180,7 @@ class ScoringJudge(Judge):
         for tokens, group in sorted(((self.tokens(group), group) for group in groups.values()), key=lambda one: one[0]):
             window += group
             spent += tokens
-            if spent >= BATCHES_A_WINDOW * self.tokens_per_batch:
+            if spent >= self.tokens_per_batch:
                 yield window
                 window, spent = [], 0
         if window:
