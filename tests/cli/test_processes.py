@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -9,25 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lightning_dadpo.cli import forks
 from lightning_dadpo.cli.processes import run_stage
 
-STAGE = """
-import signal, sys, time
-from pathlib import Path
-
-def finish(number, frame):
-    time.sleep(0.2)  # the rest of a step
-    Path(sys.argv[1], "checkpoint").write_text("whole")
-    sys.exit(int(sys.argv[2]))
-
-for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, finish)
-Path(sys.argv[1], "ready").touch()
-time.sleep(60)
-"""
+KINDS = pytest.mark.parametrize("forked", [False, True])
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -35,29 +26,47 @@ def _handlers() -> Iterator[None]:
     """What a test leaves behind would be every later test's."""
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # test runners have workers of theirs ignore it
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield
     signals = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     signal.signal(signal.SIGINT, usual)
     assert signals == before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == masked
+
+
+@pytest.fixture(autouse=True)
+def _imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These stages need none."""
+    monkeypatch.setattr(forks, "IMPORTED", ["json"])
+    monkeypatch.chdir(ROOT)
 
 
 def stage(folder: Path, status: int) -> list[str]:
-    return [sys.executable, "-c", STAGE, str(folder), str(status)]
+    return [sys.executable, "-m", "tests.cli.waiting_stage", str(folder), str(status)]
 
 
-def ctrl_c(seconds: float = 0.0) -> None:
-    """What a terminal sends to this process, and some seconds later to the stage."""
-    (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+def seen(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "ready").read_text("utf-8"))
+    return found
+
+
+def children() -> set[int]:
+    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text("utf-8").split()))
+
+
+def ctrl_c(folder: Path, seconds: float = 0.0) -> None:
+    """What a terminal sends to this process, and some seconds later to the stage and to what forked it."""
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(seconds)
-    os.kill(int(child), signal.SIGINT)
+    for process in children() | {seen(folder)["process"]}:
+        os.kill(process, signal.SIGINT)
 
 
 def when_ready(folder: Path, act: Callable[[], None]) -> None:
     """Call something as soon as the stage runs."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (folder / "ready").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         act()
@@ -65,27 +74,70 @@ def when_ready(folder: Path, act: Callable[[], None]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def test_sigterm_is_passed_on_and_the_stage_ends_as_it_would_by_itself(tmp_path: Path) -> None:
+@KINDS
+def test_sigterm_is_passed_on_and_the_stage_ends_as_it_would_by_itself(tmp_path: Path, forked: bool) -> None:
     """Planted: with `subprocess.run` this process ended at once, and the stage lived on."""
     when_ready(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert run_stage(stage(tmp_path, 143)) == 143
+    assert run_stage(stage(tmp_path, 143), forked) == 143
     assert (tmp_path / "checkpoint").read_text() == "whole"
 
 
-def test_ctrl_c_waits_for_the_stage_which_got_it_too(tmp_path: Path) -> None:
+def test_sigterm_to_everything_leaves_what_knows_how_a_forked_stage_ended(tmp_path: Path) -> None:
+    """Planted: a fork server that does not hold SIGTERM back is gone before its stage, whose status is then 255."""
+
+    def everything() -> None:
+        for process in children() | {seen(tmp_path)["process"], os.getpid()}:
+            os.kill(process, signal.SIGTERM)
+
+    when_ready(tmp_path, everything)
+    assert run_stage(stage(tmp_path, 143), forked=True) == 143
+    assert (tmp_path / "checkpoint").read_text() == "whole"
+
+
+@KINDS
+def test_ctrl_c_waits_for_the_stage_which_got_it_too(tmp_path: Path, forked: bool) -> None:
     """Planted: `subprocess.run` kills after a quarter of a second."""
-
-    when_ready(tmp_path, lambda: ctrl_c(0.5))
-    assert run_stage(stage(tmp_path, 130)) == 130
+    when_ready(tmp_path, lambda: ctrl_c(tmp_path, 0.5))
+    assert run_stage(stage(tmp_path, 130), forked) == 130
     assert (tmp_path / "checkpoint").read_text() == "whole"
 
 
-def test_nothing_else_begins_when_the_stage_ended_well_beside_the_signal(tmp_path: Path) -> None:
-    when_ready(tmp_path, ctrl_c)
+@KINDS
+def test_nothing_else_begins_when_the_stage_ended_well_beside_the_signal(tmp_path: Path, forked: bool) -> None:
+    when_ready(tmp_path, lambda: ctrl_c(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        run_stage(stage(tmp_path, 0))
+        run_stage(stage(tmp_path, 0), forked)
 
 
-def test_the_status_is_the_stages_or_that_of_the_signal_which_ended_it() -> None:
-    assert run_stage([sys.executable, "-c", "import sys; sys.exit(7)"]) == 7
-    assert run_stage([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
+def test_ctrl_c_before_there_is_a_fork_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports take seconds, in which the terminal finds nobody but this process."""
+    start = forks.ForkServerProcess.start
+
+    def asked_before(process: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        start(process)
+
+    monkeypatch.setattr(forks.ForkServerProcess, "start", asked_before)
+    assert run_stage(stage(tmp_path, 130), forked=True) != 0
+    assert not (tmp_path / "checkpoint").exists()
+
+
+@KINDS
+def test_the_status_is_the_stages_or_that_of_the_signal_which_ended_it(tmp_path: Path, forked: bool) -> None:
+    assert run_stage([sys.executable, "-m", "lightning_dadpo", "no-such-command"], forked) == 2
+    when_ready(tmp_path, lambda: os.kill(seen(tmp_path)["process"], signal.SIGKILL))
+    assert run_stage(stage(tmp_path, 0), forked) == 137
+
+
+@KINDS
+def test_a_stage_finds_what_python_m_gives_it(tmp_path: Path, forked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning starts further ranks by the module and the arguments; paths are meant from here."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    when_ready(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run_stage(stage(tmp_path, 7), forked) == 7
+    found = seen(tmp_path)
+    assert found.pop("process") not in children() | {os.getpid()}
+    expected = {"argv": [str(tmp_path), "7"], "module": "tests.cli.waiting_stage"}
+    assert found == expected | {"cwd": str(tmp_path), "environment": "1"}
