@@ -75,9 +75,10 @@ def check_one_sampler(candidates: list[Answers]) -> None:
             )
 
 
-def with_interval(estimates: Mapping[str, Interval]) -> dict[str, float]:
-    """Every estimate X as X, X_low and X_high."""
-    found: dict[str, float] = {}
-    for name, interval in estimates.items():
-        found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+def with_interval(estimates: Mapping[str, Interval | None]) -> dict[str, float | None]:
+    """Every estimate X as X, X_low and X_high; null where there was nothing to estimate it from."""
+    found: dict[str, float | None] = {}
+    for name, one in estimates.items():
+        values = (None, None, None) if one is None else (one.value, one.low, one.high)
+        found |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
     return found

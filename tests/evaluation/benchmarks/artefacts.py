@@ -1,4 +1,4 @@
-"""Artefacts of responses that were written by hand."""
+"""Artefacts of responses that were written by hand, and intervals that are drawn one by one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.data.rows import FinishReason, Message, ResponseRow, RowWriter
 
-__all__ = ["SAMPLER", "responses"]
+__all__ = ["SAMPLER", "expected_ratio", "responses"]
 
 SAMPLER: dict[str, Any] = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 64, "seed": 0}
 
@@ -28,3 +30,16 @@ def responses(
             messages = [Message("user", prompt)]
             writer.write(ResponseRow(prompt_id, "heldout", messages, [1], ids, text, finish_reason, None))
     return str(folder)
+
+
+def expected_ratio(numerators: list[float], denominators: list[float], resamples: int) -> tuple[float, float, float]:
+    """Ratio of sums and its percentile interval, prompt by prompt."""
+    draws = np.random.default_rng(0).integers(0, len(numerators), size=(resamples, len(numerators)))
+    ratios = sorted(sum(numerators[at] for at in row) / sum(denominators[at] for at in row) for row in draws)
+
+    def quantile(share: float) -> float:
+        at = share * (resamples - 1)
+        low = int(at)
+        return ratios[low] + (at - low) * (ratios[min(low + 1, resamples - 1)] - ratios[low])
+
+    return sum(numerators) / sum(denominators), quantile(0.025), quantile(0.975)

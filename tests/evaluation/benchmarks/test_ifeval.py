@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lightning_dadpo.cli.main import main
@@ -15,7 +14,7 @@ from lightning_dadpo.evaluation.benchmarks import ifeval_checks
 from lightning_dadpo.evaluation.benchmarks.ifeval import IfevalRow, ifeval, summarise
 from lightning_dadpo.evaluation.benchmarks.ifeval_checks import Checkers
 from lightning_dadpo.evaluation.benchmarks.ifeval_file import IfevalPrompt, ifeval_prompts, read_ifeval
-from tests.evaluation.benchmarks.artefacts import SAMPLER, responses
+from tests.evaluation.benchmarks.artefacts import SAMPLER, expected_ratio, responses
 
 pytest.importorskip("if_verifiable", reason="needs the package if-verifiable (extra ifeval)")
 
@@ -134,19 +133,6 @@ def test_a_models_words_are_not_printed_when_their_language_cannot_be_told(capfd
     assert capfd.readouterr() == ("", "")
 
 
-def _expected(numerators: list[float], denominators: list[float], resamples: int) -> tuple[float, float, float]:
-    """Ratio of sums and its percentile interval, prompt by prompt."""
-    draws = np.random.default_rng(0).integers(0, len(numerators), size=(resamples, len(numerators)))
-    ratios = sorted(sum(numerators[at] for at in row) / sum(denominators[at] for at in row) for row in draws)
-
-    def quantile(share: float) -> float:
-        at = share * (resamples - 1)
-        low = int(at)
-        return ratios[low] + (at - low) * (ratios[min(low + 1, resamples - 1)] - ratios[low])
-
-    return sum(numerators) / sum(denominators), quantile(0.025), quantile(0.975)
-
-
 def test_accuracies_families_and_differences_against_a_loop() -> None:
     length, comma, title = "length_constraints:number_words", "punctuation:no_comma", "detectable_format:title"
 
@@ -167,9 +153,9 @@ def test_accuracies_families_and_differences_against_a_loop() -> None:
     assert (own["prompt_loose"], own["instruction_loose"]) == (3 / 4, 6 / 8)
     assert (other["prompt_strict"], other["instruction_strict"]) == (2 / 4, 6 / 8)
     low_and_high = own["instruction_strict_low"], own["instruction_strict_high"]
-    assert low_and_high == pytest.approx(_expected([1, 1, 1, 2], [1, 2, 3, 2], 200)[1:], abs=1e-12)
+    assert low_and_high == pytest.approx(expected_ratio([1, 1, 1, 2], [1, 2, 3, 2], 200)[1:], abs=1e-12)
     assert (own["prompt_strict_low"], own["prompt_strict_high"]) == pytest.approx(
-        _expected([1, 0, 0, 1], [1] * 4, 200)[1:], abs=1e-12
+        expected_ratio([1, 0, 0, 1], [1] * 4, 200)[1:], abs=1e-12
     )
 
     families = {(one["model"], one["family"]): one for one in found["families"]}
@@ -180,7 +166,7 @@ def test_accuracies_families_and_differences_against_a_loop() -> None:
     lengths = families["student", "length_constraints"]
     assert (lengths["prompts"], lengths["instructions"], lengths["strict"]) == (4, 5, 4 / 5)
     assert (lengths["strict_low"], lengths["strict_high"]) == pytest.approx(
-        _expected([1, 1, 0, 2], [1, 1, 1, 2], 200)[1:], abs=1e-12
+        expected_ratio([1, 1, 0, 2], [1, 1, 1, 2], 200)[1:], abs=1e-12
     )
 
     (difference,) = found["differences"]
@@ -188,10 +174,10 @@ def test_accuracies_families_and_differences_against_a_loop() -> None:
     assert (difference["prompt_strict"], difference["instruction_strict"]) == (0.0, -1 / 8)
     # paired: +1 -1 -1 +1 whole prompts, +1 -1 -2 +1 instructions, though the teacher's rows stand in another order
     assert (difference["prompt_strict_low"], difference["prompt_strict_high"]) == pytest.approx(
-        _expected([1, -1, -1, 1], [1] * 4, 200)[1:], abs=1e-12
+        expected_ratio([1, -1, -1, 1], [1] * 4, 200)[1:], abs=1e-12
     )
     assert (difference["instruction_strict_low"], difference["instruction_strict_high"]) == pytest.approx(
-        _expected([1, -1, -2, 1], [1, 2, 3, 2], 200)[1:], abs=1e-12
+        expected_ratio([1, -1, -2, 1], [1, 2, 3, 2], 200)[1:], abs=1e-12
     )
 
 

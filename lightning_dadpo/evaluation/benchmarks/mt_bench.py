@@ -1,0 +1,209 @@
+"""The stage `dadpo mt-bench`: both turns of MT-bench, each answer graded from 1 to 10 by a chat model (2306.05685).
+
+A grade is the opinion of the grader that is named beside it; grades of two graders, or of two versions of one, are
+not the same scale.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_dadpo.data.artifacts import draft, file_digest, finished, write_atomically
+from lightning_dadpo.data.rows import Message, ResponseRow, RowWriter, read_rows
+from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.evaluation.benchmarks.grade_tables import GradeRow, summarise
+from lightning_dadpo.evaluation.benchmarks.grading import LOWEST, grading_messages, prompt_digest, read_grade
+from lightning_dadpo.evaluation.benchmarks.mt_bench_file import Question, read_questions, second_turn
+from lightning_dadpo.evaluation.benchmarks.mt_bench_sampling import SPLIT
+from lightning_dadpo.evaluation.benchmarks.responses import Answers, check_one_sampler, read_answers
+from lightning_dadpo.models.chat_completions import ChatAnswer, ChatServer
+from lightning_dadpo.models.openai_server import Question as Request
+from lightning_dadpo.models.server_spec import ChatServerSpec
+from lightning_dadpo.progress import progress
+
+__all__ = ["mt_bench"]
+
+REQUEST = {"temperature": 0, "max_tokens": 512}
+OWN = ("messages", "model", "n", "stream")
+"""Entries of a request that are this stage's own."""
+
+
+@dataclass(frozen=True)
+class _Dialogue:
+    """What one model said to one question; no second answer behind an empty first one."""
+
+    model: str
+    question: Question
+    answers: list[ResponseRow]
+
+    def conversation(self, turn: int) -> list[Message]:
+        """The turns up to and with the answer to `turn`."""
+        asked = zip(self.question.turns[:turn], self.answers, strict=False)
+        return [m for user, row in asked for m in (Message("user", user), Message("assistant", row.text))]
+
+    def reference(self, turn: int) -> str | None:
+        """A right answer to the turn, where the file has one."""
+        known = self.question.reference or []
+        return known[turn - 1] if turn <= len(known) and known[turn - 1].strip() else None
+
+
+def mt_bench(
+    candidates: dict[str, str],
+    questions: str,
+    grader: ChatServerSpec,
+    out: str,
+    request: dict[str, Any] | None = None,
+    resamples: int = 2000,
+) -> Path:
+    """Grade what `dadpo mt-bench-sample` made; a killed run goes on behind the last grade.
+
+    Makes an artefact of kind "mt-bench": `rows.jsonl`, a row a model, question and turn with the grader's words, and
+    `mt_bench.json`: `grader`; `rows`, one a model, with the mean grades X = `overall`, `turn_1`, `turn_2` and
+    `mean_tokens_1`, `mean_tokens_2`, `finished`, each with `X_low` and `X_high` (95 %, bootstrap over questions),
+    `unread` and `empty`; `categories` likewise; `differences` of grades between every two models, paired by question.
+
+    An answer without text gets grade 1 unasked, and so does the turn behind it. A reply without a last line
+    `Grade: N` is counted as `unread` and gives no grade.
+
+    Args:
+        candidates: folders of `mt-bench-sample` by the name of their model.
+        questions: the question.jsonl that they answered.
+        grader: the chat endpoint that grades. Its key comes from the environment.
+        out: folder to make; complete or absent.
+        request: what is sent beside the messages, by default temperature 0 and max_tokens 512.
+        resamples: bootstrap draws over questions.
+
+    Raises:
+        ConfigError: a setting is not usable, or the server refuses.
+        ArtifactError: answers are incomplete.
+        DataError: answers are to other questions, or none of the replies holds a grade.
+    """
+    if resamples < 1:
+        raise ConfigError(f"resamples {resamples}: expected at least 1")
+    if own := [name for name in OWN if name in (request or {})]:
+        raise ConfigError(f"request.{own[0]}: is the stage's own; leave it out")
+    dialogues, digests = _read(candidates, read_questions(questions))
+    made_from = {
+        "questions": file_digest(Path(questions).expanduser()),
+        "responses": digests,
+        "grader": {"model": grader.model, "prompt": prompt_digest(), "request": request or REQUEST},
+        "resamples": resamples,
+    }
+    if finished(out, "mt-bench", made_from):
+        return Path(out)
+    server = ChatServer(grader)
+    with draft(out, "mt-bench", made_from) as work:
+        rows = _grade(work.path / "rows.jsonl", dialogues, server, request or REQUEST)
+        summary = {"grader": made_from["grader"], **summarise(rows, resamples)}
+        write_atomically(work.path / "mt_bench.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        work.counts = {"models": len(candidates), "grades": len(rows), "unread": sum(r.grade is None for r in rows)}
+    for line in summary["rows"]:
+        print(_said(line, grader.model), flush=True)
+    return Path(out)
+
+
+def _read(candidates: dict[str, str], questions: list[Question]) -> tuple[list[_Dialogue], dict[str, list[str]]]:
+    firsts = [read_answers(name, Path(folder) / "turn-1", SPLIT) for name, folder in candidates.items()]
+    check_one_sampler(firsts)
+    seconds = [read_answers(name, Path(folder) / "turn-2", SPLIT) for name, folder in candidates.items()]
+    dialogues = []
+    for first, second in zip(firsts, seconds, strict=True):
+        if first.sampler != second.sampler:
+            raise DataError(f"{second.folder}: was sampled with other settings than {first.folder}; sample both again")
+        if strangers := first.rows.keys() ^ {question.prompt_id(1) for question in questions}:
+            raise DataError(
+                f"{first.folder}: answers other questions than the file ({min(strangers)!r} is in one alone)"
+            )
+        dialogues += [_dialogue(first, second, question) for question in questions]
+    return dialogues, {one.name: [one.digest, two.digest] for one, two in zip(firsts, seconds, strict=True)}
+
+
+def _dialogue(first: Answers, second: Answers, question: Question) -> _Dialogue:
+    """Both answers; refused where the second one was not given behind the first."""
+    answer = first.rows[question.prompt_id(1)]
+    if answer.messages[-1].content != question.turns[0]:
+        raise DataError(f"{first.folder}: prompt {answer.prompt_id!r} has other words than question.jsonl")
+    if not answer.text.strip():
+        return _Dialogue(first.name, question, [answer])
+    further = second.rows.get(question.prompt_id(2))
+    if further is None or further.messages[-3:] != second_turn(question, answer.text).messages:
+        raise DataError(
+            f"{second.folder}: {question.prompt_id(2)!r} was not asked behind the answer in {first.folder}; sample it"
+        )
+    return _Dialogue(first.name, question, [answer, further])
+
+
+Unit = tuple[_Dialogue, int]
+"""An answer to grade: the dialogue and the turn, 1 or 2."""
+
+
+def _grade(path: Path, dialogues: list[_Dialogue], server: ChatServer, request: Mapping[str, Any]) -> list[GradeRow]:
+    """Every grade, those that an earlier run has left taken over; in the order of models, questions and turns."""
+    units: list[Unit] = [(dialogue, turn) for dialogue in dialogues for turn in (1, 2)]
+    with RowWriter(path) as writer:
+        done = {_key(row.model, row.question_id, row.turn): row for row in read_rows(path, GradeRow)}
+
+        def keep(row: GradeRow) -> None:
+            writer.write(row)
+            done[_key(row.model, row.question_id, row.turn)] = row
+
+        missing = [unit for unit in units if _key(unit[0].model, unit[0].question.question_id, unit[1]) not in done]
+        asked: list[tuple[Unit, list[Request]]] = []
+        for dialogue, turn in missing:
+            if turn <= len(dialogue.answers) and dialogue.answers[turn - 1].text.strip():
+                messages = grading_messages(dialogue.conversation(turn), dialogue.reference(turn))
+                asked.append(((dialogue, turn), [{**request, "messages": messages}]))
+            else:
+                keep(_row(dialogue, turn, LOWEST, "", "rule"))
+        _say_cost(server, asked)
+        with progress("grading (answers)", len(units), len(units) - len(asked)) as bar:
+
+            def tell(unit: Unit, replies: list[ChatAnswer]) -> None:
+                keep(_row(*unit, read_grade(replies[0].text), replies[0].text, "grader"))
+                bar.advance(1)
+
+            server.ask(asked, tell)
+    rows = [done[_key(dialogue.model, dialogue.question.question_id, turn)] for dialogue, turn in units]
+    if all(row.grade is None for row in rows):
+        raise DataError(f"{server.place}: no reply ends with a line 'Grade: N'; the first ends {rows[0].said[-60:]!r}")
+    return rows
+
+
+def _key(model: str, question_id: int, turn: int) -> tuple[str, int, int]:
+    return model, question_id, turn
+
+
+def _row(dialogue: _Dialogue, turn: int, grade: int | None, said: str, by: Literal["grader", "rule"]) -> GradeRow:
+    row = dialogue.answers[turn - 1] if turn <= len(dialogue.answers) else None
+    return GradeRow(
+        model=dialogue.model,
+        question_id=dialogue.question.question_id,
+        category=dialogue.question.category,
+        turn=turn,
+        grade=grade,
+        graded_by=by,
+        tokens=0 if row is None else len(row.token_ids),
+        finished=row is not None and row.finish_reason == "stop",
+        said=said,
+    )
+
+
+def _said(line: dict[str, Any], grader: str) -> str:
+    unread = f"; {line['unread']} replies held no grade" if line["unread"] else ""
+    if line["overall"] is None:
+        return f"{line['model']}: MT-bench, no grade{unread}"
+    grades = f"{line['overall']:.2f} [{line['overall_low']:.2f}, {line['overall_high']:.2f}] of 10"
+    return f"{line['model']}: MT-bench {grades}, {line['questions']} questions, graded by {grader}{unread}"
+
+
+def _say_cost(server: ChatServer, asked: list[tuple[Unit, list[Request]]]) -> None:
+    letters = sum(len(one["content"]) for _, questions in asked for body in questions for one in body["messages"])
+    print(
+        f"mt-bench: {len(asked)} answers to grade, one call each to {server.place}; {letters:,} characters to read, "
+        f"about {letters // 4:,} tokens",
+        flush=True,
+    )
