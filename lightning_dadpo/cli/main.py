@@ -56,6 +56,16 @@ FUNCTIONS = {
         "lm_eval",
         "any task of lm-eval, with its standard errors",
     ),
+    "mt-bench-sample": (
+        "lightning_dadpo.evaluation.benchmarks.mt_bench_sampling",
+        "mt_bench_sample",
+        "a model's answers to both turns of MT-bench",
+    ),
+    "mt-bench": (
+        "lightning_dadpo.evaluation.benchmarks.mt_bench",
+        "mt_bench",
+        "grade such answers from 1 to 10 by a chat model",
+    ),
     "export": ("lightning_dadpo.cli.exporting", "export", "a checkpoint or a model as a plain folder for transformers"),
     "chat": ("lightning_dadpo.cli.chatting", "chat", "talk to teacher and student side by side"),
     "report": ("lightning_dadpo.cli.reporting", "report", "write the HTML report of an experiment"),
