@@ -23,7 +23,7 @@ ROWS = "rows.jsonl"
 VALIDATION = "validation.json"
 ALL = "all"
 
-PAIRS_AT_A_TIME = 64
+PAIRS_AT_A_TIME = 32
 """Pairs that are asked about in one call and then written: what a kill can lose."""
 
 IN_PEOPLES_ORDER: dict[Verdict, Preference] = {"win": "first", "tie": "tie", "lose": "second"}

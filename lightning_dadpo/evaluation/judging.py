@@ -23,9 +23,9 @@ __all__ = ["judge"]
 ROWS = "rows.jsonl"
 PREFERENCE = "preference.json"
 
-PROMPTS_AT_A_TIME = 16
-"""All candidates' responses to so many prompts are asked about in one call and then written: what a kill can lose. The
-opponent's response to a prompt is the same for all candidates, so that a judge that scores responses scores it once."""
+PAIRS_AT_A_TIME = 32
+"""Pairs, of all candidates on a few prompts, that are asked about in one call and then written: what a kill can lose.
+The opponent's response to a prompt is the same for all candidates: a judge that scores responses scores it once."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _verdicts(
         side, prompt = asked[comparison.comparison_id]
         return _row(side.name, side.rows[prompt], opponent.rows[prompt], said)
 
-    at_a_time = PROMPTS_AT_A_TIME * len(sides)
+    at_a_time = max(1, PAIRS_AT_A_TIME // len(sides)) * len(sides)  # no prompt in two calls
     windows = [comparisons[at : at + at_a_time] for at in range(0, len(comparisons), at_a_time)]
     return judged_rows(path, VerdictRow, lambda row: f"{row.model}/{row.prompt_id}", judge, windows, to_row)
 

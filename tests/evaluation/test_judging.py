@@ -145,7 +145,7 @@ def test_every_pair_is_asked_once_in_both_orders_and_the_rows_say_so(folders: di
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "PROMPTS_AT_A_TIME", 1)
+    monkeypatch.setattr(judging, "PAIRS_AT_A_TIME", 3)
     judged(folders, tmp_path / "whole", RandomJudge())
 
     class Killed(RandomJudge):
