@@ -16,7 +16,7 @@ from lightning_dadpo.errors import ConfigError, DadpoError
 
 __all__ = ["run_function"]
 
-TAKES_A_PATH = ("run", "report", "plan")
+TAKES_A_PATH = ("run", "report", "plan", "sweep")
 """Commands whose first argument is a path and needs no flag."""
 
 MAY_TAKE_A_FOLDER = ("chat",)

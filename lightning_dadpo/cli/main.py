@@ -72,6 +72,7 @@ FUNCTIONS = {
     "plan": ("lightning_dadpo.cli.planning", "plan", "what an experiment takes, before anything is loaded"),
     "run": ("lightning_dadpo.cli.running", "run", "walk a whole experiment, stage by stage"),
     "demo": ("lightning_dadpo.cli.running", "demo", "the pipeline on a real 135M chat model, checked"),
+    "sweep": ("lightning_dadpo.cli.sweeping", "sweep", "every run of a wandb sweep file's grid, without its server"),
 }
 
 
