@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from lightning_dadpo.errors import ConfigError, DadpoError, DataError
 from lightning_dadpo.models.reward_model import _widen_head, batches_of, load_reward_model, rewards
 from lightning_dadpo.models.spec import ModelSpec
-from tests.tiny import END_OF_TURN, VOCABULARY, tiny_tokenizer
+from tests.reward import tiny_reward_model
+from tests.tiny import END_OF_TURN
 
 CPU = torch.device("cpu")
 ROWS = [[5], [9, 8, 7, 6, 5, 4, 30, 31], [40, 41, END_OF_TURN], [50, 51, 52, END_OF_TURN, END_OF_TURN], [0, 60]]
@@ -31,17 +32,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
     def folder(padding: int | None) -> ModelSpec:
         if padding not in made:
-            path = tmp_path_factory.mktemp("reward")
-            config = LlamaConfig(
-                vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_labels=1,
-                num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.3,
-                pad_token_id=padding, bos_token_id=1, eos_token_id=END_OF_TURN,
-            )  # fmt: skip
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(3)
-                LlamaForSequenceClassification(config).save_pretrained(path)
-            tiny_tokenizer(path)
-            made[padding] = ModelSpec(str(path))
+            made[padding] = ModelSpec(str(tiny_reward_model(tmp_path_factory.mktemp("reward"), padding)))
         return made[padding]
 
     return folder

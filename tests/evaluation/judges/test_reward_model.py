@@ -8,29 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification
 
 from lightning_dadpo.errors import DataError
 from lightning_dadpo.evaluation.judges import Comparison, RewardModelJudge
 from lightning_dadpo.models.spec import ModelSpec
 from tests.evaluation.judges.talks import BOTH_ORDERS, COMPARISONS, talk
-from tests.tiny import END_OF_TURN, VOCABULARY, tiny_tokenizer
+from tests.reward import tiny_reward_model
+from tests.tiny import END_OF_TURN
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its padding token is the end of a turn, as in trap A11."""
-    path = tmp_path_factory.mktemp("reward")
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_labels=1,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=200, initializer_range=0.3,
-        pad_token_id=END_OF_TURN, bos_token_id=1, eos_token_id=END_OF_TURN,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        LlamaForSequenceClassification(config).save_pretrained(path)
-    tiny_tokenizer(path)
-    return path
+    return tiny_reward_model(tmp_path_factory.mktemp("reward"), END_OF_TURN)
 
 
 @pytest.fixture(scope="module")
