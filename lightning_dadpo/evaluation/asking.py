@@ -15,7 +15,7 @@ from lightning_dadpo.errors import DataError
 from lightning_dadpo.evaluation.judges import Comparison, Judge, Preference
 from lightning_dadpo.progress import progress
 
-__all__ = ["InBothOrders", "Judged", "ask", "judged_rows"]
+__all__ = ["InBothOrders", "Judged", "ask", "both_orders", "judged_rows"]
 
 Row = TypeVar("Row")
 
@@ -79,7 +79,7 @@ def judged_rows(
         done = {key(row): row for row in read_rows(path, row_type)}
         open_ = [window for window in windows if any(one.comparison_id not in done for one in window)]
         if open_:
-            asked = _both_orders([one for window in open_ for one in window])
+            asked = both_orders([one for window in open_ for one in window])
             print(f"{judge.name}: {judge.cost(asked)}", flush=True)
         with progress("judging (pairs)", sum(map(len, windows)), len(done)) as bar:
             for window in open_:
@@ -104,7 +104,7 @@ def ask(judge: Judge, comparisons: Sequence[Comparison]) -> list[InBothOrders]:
     Raises:
         DataError: the judge left one out or said something else than first, second or tie; or what it raises itself.
     """
-    asked = _both_orders(comparisons)
+    asked = both_orders(comparisons)
     said = judge.prefer(asked)
     if len(said) != len(asked):
         raise DataError(f"judge {judge.name}: {len(said)} preferences for {len(asked)} comparisons, expected one each")
@@ -117,7 +117,7 @@ def ask(judge: Judge, comparisons: Sequence[Comparison]) -> list[InBothOrders]:
     return [InBothOrders(*both) for both in zip(said[::2], said[1::2], strict=True)]
 
 
-def _both_orders(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def both_orders(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Each comparison as it stands (ID/ab) and with its responses swapped (ID/ba), next to one another."""
     return [
         asked

@@ -1,4 +1,4 @@
-"""How far the student is from the teacher, measured on fresh samples while it trains."""
+"""How far the student is from the teacher, and what a judge prefers, measured on fresh samples while it trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_dadpo.data.artifacts import read_manifest, write_atomically
 from lightning_dadpo.data.rows import Message, ResponseRow, content_digest, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.evaluation.asking import both_orders
 from lightning_dadpo.evaluation.distances import Sample, SampleSums, sample_sums
+from lightning_dadpo.evaluation.judges import Judge
+from lightning_dadpo.evaluation.preference_rate import Verdict
 from lightning_dadpo.evaluation.subjects import Subject, check_vocabulary, read_subject
 from lightning_dadpo.models.loading import autocast, end_of_turn_ids, load_frozen, load_tokenizer
 from lightning_dadpo.models.log_probs import check_trunk_and_head
@@ -21,6 +24,13 @@ from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.sampling.base import Sampled, SamplerSettings
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
 from lightning_dadpo.training.distillation import DistillationModule
+from lightning_dadpo.training.fresh_samples import (
+    check_drawn_alike,
+    comparisons,
+    text_values,
+    verdict_values,
+    verdicts,
+)
 from lightning_dadpo.training.loggers import ExperimentLogger
 from lightning_dadpo.training.preference import PreferenceModule
 from lightning_dadpo.training.sharding import weights_are_spread
@@ -37,7 +47,15 @@ class WatchDistances(L.Callback):
 
     `val/forward_kl` is KL(teacher || student) on the teacher's responses, `val/reverse_kl` KL(student || teacher) and
     `val/teacher_nll` the teacher's nats on the student's fresh samples: nats per token, ratios of sums. A margin can
-    improve while the student breaks; these show it, so `ModelCheckpoint` and `EarlyStopping` may monitor them.
+    improve while the student breaks; these show it, so `ModelCheckpoint` and `EarlyStopping` may monitor them. Of the
+    same samples it logs `val/repetition` (share of 4-grams that occurred before), `val/finished` (share that ended by
+    itself) and `val/mean_tokens`.
+
+    A judge says besides how often it prefers the fresh samples to the teacher's responses: `val/win`, `val/tie`,
+    `val/lose`, `val/preference_rate` (win less lose, in [-1, 1]) and `val/longer_wins`, the rate of a judge that
+    prefers whoever wrote more. Each pair is judged in both orders, a disagreement is a tie. Give it more prompts than
+    four: over n prompts the rate moves by about 1 / sqrt(n). A judge that shares its taste with the teacher or the loss
+    tells nothing new.
 
     When: before the first step (`at_start`), after every validation, and after the last step when no validation fell
     there. So how often is set by the trainer's `val_check_interval`: a share of an epoch, or a whole number of
@@ -52,8 +70,9 @@ class WatchDistances(L.Callback):
     stays in memory during the fit; a live anchor `teacher` of the same model is used instead. Training is not
     disturbed: random states and modes are put back (trap C4).
 
-    Only rank 0 measures, the other ranks wait. Sharded students (FSDP, ModelParallelStrategy, DeepSpeed ZeRO-3) are
-    refused: there every rank has to take part in every forward pass of `generate` (synced generation).
+    Only rank 0 measures and asks the judge, the other ranks wait; what stops it stops them all. Sharded students (FSDP,
+    ModelParallelStrategy, DeepSpeed ZeRO-3) are refused: there every rank has to take part in every forward pass of
+    `generate` (synced generation).
 
     Args:
         teacher: the model to be near to.
@@ -62,6 +81,7 @@ class WatchDistances(L.Callback):
         prompts: how many prompts, at most; always the same ones, drawn by the sampler's seed.
         sampler: how the student answers; the same draws on every occasion.
         at_start: measure before the first step too.
+        judge: whom to ask; the sampler then draws as the teacher's responses were drawn.
     """
 
     def __init__(
@@ -72,11 +92,13 @@ class WatchDistances(L.Callback):
         prompts: int = 4,
         sampler: SamplerSettings | None = None,
         at_start: bool = True,
+        judge: Judge | None = None,
     ) -> None:
         if prompts < 1:
             raise ConfigError(f"WatchDistances: prompts {prompts}, expected at least 1")
         self.teacher, self.teacher_responses, self.reference_responses = teacher, teacher_responses, reference_responses
         self.prompts, self.sampler, self.at_start = prompts, sampler or SamplerSettings(), at_start
+        self.judge, self._cost_said = judge, False
         self._subject: Subject | None = None
         self._rows: list[ResponseRow] = []
         self._reference: dict[str, str] = {}
@@ -87,7 +109,8 @@ class WatchDistances(L.Callback):
         """Read the responses, so that a mistake shows before anything trains.
 
         Raises:
-            ConfigError: the strategy shards the student, or the module has none.
+            ConfigError: the strategy shards the student, the module has none, or a judge would compare what was drawn
+                under different settings.
             ArtifactError, DataError: the responses are not the teacher's, or do not fit one another.
         """
         if stage not in ("fit", "validate"):
@@ -97,6 +120,8 @@ class WatchDistances(L.Callback):
             raise ConfigError(f"WatchDistances: {type(pl_module).__name__} trains no student")
         if trainer.is_global_zero and self._subject is None:
             self._subject = read_subject("teacher", self.teacher, self.teacher_responses, SPLIT)
+            if self.judge is not None:
+                check_drawn_alike(self._subject, self.sampler)
             chosen = sorted(self._subject.rows, key=lambda prompt: content_digest(self.sampler.seed, prompt))
             self._rows = [self._subject.rows[prompt] for prompt in chosen[: self.prompts]]
             if self.reference_responses is not None:
@@ -132,22 +157,53 @@ class WatchDistances(L.Callback):
             logger.save()
 
     def _measure(self, trainer: L.Trainer, module: StudentModule) -> dict[str, float]:
-        """The three distances, the same on every rank; rank 0 writes the texts."""
+        """All values, the same on every rank; rank 0 writes the texts.
+
+        One broadcast a rank, also where rank 0 fails: the others would wait for it until their network gives up.
+
+        Raises:
+            DataError: rank 0 failed, which raises the error itself.
+        """
         self._measured_at = trainer.global_step
         values: dict[str, float] = {}
+        failure: Exception | None = None
         if trainer.is_global_zero:
-            with isolate_rng(), in_eval_mode(module.student):
-                values, texts = self._distances(module, cast(Precision, str(trainer.precision)))
-            self._record(trainer, texts)
-        return trainer.strategy.broadcast(values)
+            try:
+                values = self._measure_here(trainer, module)
+            except Exception as error:
+                failure = error
+        values, stopped = trainer.strategy.broadcast((values, None if failure is None else str(failure)))
+        if failure is not None:
+            raise failure
+        if stopped is not None:
+            raise DataError(f"WatchDistances: rank 0 could not measure: {stopped}")
+        return values
 
-    def _distances(self, module: StudentModule, precision: Precision) -> tuple[dict[str, float], list[str]]:
+    def _measure_here(self, trainer: L.Trainer, module: StudentModule) -> dict[str, float]:
+        said = None
+        with isolate_rng(), in_eval_mode(module.student):
+            drawn, values = self._distances(module, cast(Precision, str(trainer.precision)))
+            tokenizer = load_tokenizer(module.student_spec)
+            values |= text_values(drawn)
+            texts = [str(tokenizer.decode(one.token_ids, skip_special_tokens=True)) for one in drawn]
+            if self.judge is not None:
+                asked = comparisons(self._rows, texts)
+                if not self._cost_said:
+                    print(f"{self.judge.name}, each time: {self.judge.cost(both_orders(asked))}", flush=True)
+                    self._cost_said = True
+                said = verdicts(self.judge, asked)
+                values |= verdict_values(said, asked)
+        self._record(trainer, texts, said)
+        return values
+
+    def _distances(self, module: StudentModule, precision: Precision) -> tuple[list[Sampled], dict[str, float]]:
+        """Fresh samples and the three distances."""
         student, teacher = module.student, self._teacher_model(module)
         tokenizer = load_tokenizer(module.student_spec)
         sampler = TransformersSampler(student, end_of_turn_ids(student, tokenizer), self.sampler)
         prompt_ids = [row.prompt_token_ids for row in self._rows]
         with autocast(precision, module.device):
-            drawn: list[Sampled] = sampler.sample(prompt_ids, [row.prompt_id for row in self._rows])
+            drawn = sampler.sample(prompt_ids, [row.prompt_id for row in self._rows])
         own = [Sample(ids, one.token_ids) for ids, one in zip(prompt_ids, drawn, strict=True)]
         teachers = [Sample(row.prompt_token_ids, row.token_ids) for row in self._rows]
         forward = sample_sums(teacher, student, teachers, precision)
@@ -157,7 +213,7 @@ class WatchDistances(L.Callback):
             "val/reverse_kl": float(reverse.kl.sum() / _tokens(reverse)),
             "val/teacher_nll": float(-reverse.other_log_prob.sum() / _tokens(reverse)),
         }
-        return values, [tokenizer.decode(one.token_ids, skip_special_tokens=True) for one in drawn]
+        return drawn, values
 
     def _teacher_model(self, module: StudentModule) -> Any:
         live = None
@@ -176,7 +232,7 @@ class WatchDistances(L.Callback):
             self._loaded = teacher
         return self._loaded
 
-    def _record(self, trainer: L.Trainer, students: list[str]) -> None:
+    def _record(self, trainer: L.Trainer, students: list[str], said: list[Verdict] | None) -> None:
         """The rows of this step behind those of earlier ones; a resumed run repeats a step without doubling it."""
         step = trainer.global_step
         rows = [
@@ -190,6 +246,8 @@ class WatchDistances(L.Callback):
             }
             for row, student in zip(self._rows, students, strict=True)
         ]
+        if said is not None:
+            rows = [row | {"verdict": verdict} for row, verdict in zip(rows, said, strict=True)]
         path = Path(trainer.default_root_dir) / SAMPLES
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [line for line in _lines(path) if json.loads(line)["step"] < step]

@@ -88,3 +88,24 @@ def test_checkpoints_whose_index_is_pickled_are_refused_before_anything_is_writt
     assert said.startswith("error: trainer.strategy.save_distributed_checkpoint true: ")
     assert said.endswith("expected false, as in configs/trainer/fsdp2.yaml")
     assert not root.exists()
+
+
+def test_a_judge_watches_a_training_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = (CONFIGS / "trainer" / "watch_judge.yaml").read_text("utf-8").splitlines()[0]
+    assert first.startswith("# dadpo fit ")
+    assert "-c configs/trainer/watch_judge.yaml" in first
+    monkeypatch.setattr(sys, "argv", ["dadpo"])
+    with pytest.raises(SystemExit) as ended:
+        main(fit(tmp_path, "watch_judge", "--print_config"))
+    assert ended.value.code == 0
+    callbacks = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    watching, best = callbacks[-2:]
+    assert watching["class_path"] == "lightning_dadpo.training.watch.WatchDistances"
+    assert watching["init_args"]["prompts"] == 64
+    judge = watching["init_args"]["judge"]
+    assert judge["class_path"] == "lightning_dadpo.evaluation.judges.RewardModelJudge"
+    assert judge["init_args"]["model"]["path"] == "runs/reward-model"
+    assert best["init_args"]["monitor"] == "val/preference_rate"
+    assert len(callbacks) == 6  # those of default.yaml are still there
