@@ -23,6 +23,8 @@ from lightning_dadpo.evaluation.bootstrap import Interval, mean_interval, ratio_
 
 __all__ = ["IfevalRow", "ifeval", "summarise"]
 
+PARROT = "repeating_the_prompt"
+
 
 @dataclass(frozen=True, config=STRICT)
 class IfevalRow:
@@ -57,7 +59,7 @@ def ifeval(
     model: `prompts`, `instructions` and the estimates X = `prompt_strict`, `instruction_strict`, `prompt_loose`,
     `instruction_loose`, `finished`, `mean_tokens`, each with `X_low` and `X_high` (95 %, bootstrap over prompts);
     `families`, one a model and instruction family, with `strict` and `loose`; and `differences` of the four accuracies
-    between every two models, paired by prompt.
+    between every two models, paired by prompt; and `repeating_the_prompt`, the accuracies of doing just that.
 
     Args:
         candidates: artefacts of kind "responses" by the name of their model; they answered the same prompts.
@@ -97,21 +99,21 @@ def ifeval(
         )
     with draft(out, "ifeval", made_from) as work:
         rows = [_row(one, prompt, checkers) for one in answered for prompt in kept]
-        summary = _write(work.path, rows, resamples)
+        summary = {**summarise(rows, resamples), PARROT: _parrot(kept, checkers, resamples)}
+        _write(work.path, rows, summary)
         work.counts = {"models": len(answered), "prompts": len(kept), "left_out": len(left_out)}
         work.results = {"left_out": left_out, "sampler": {one.name: one.sampler for one in answered}}
     for line in summary["rows"]:
         print(_said(line), flush=True)
+    print(f"repeating the prompt would be {summary[PARROT]['prompt_strict']:.1%} of prompts", flush=True)
     return Path(out)
 
 
-def _write(folder: Path, rows: list[IfevalRow], resamples: int) -> dict[str, Any]:
+def _write(folder: Path, rows: list[IfevalRow], summary: dict[str, Any]) -> None:
     (folder / "rows.jsonl").unlink(missing_ok=True)  # a killed run may have left it; checking again takes a minute
     with RowWriter(folder / "rows.jsonl") as writer:
         writer.write(*rows)
-    summary = summarise(rows, resamples)
     write_atomically(folder / "ifeval.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    return summary
 
 
 def _answered_prompts(prompts: list[IfevalPrompt], answered: list[Answers], place: str) -> list[IfevalPrompt]:
@@ -181,7 +183,18 @@ Followed = Callable[[IfevalRow], list[bool]]
 READINGS: dict[str, Followed] = {"strict": lambda row: row.strict, "loose": lambda row: row.loose}
 
 
-def _model(name: str, rows: list[IfevalRow], resamples: int) -> dict[str, Any]:
+def _parrot(prompts: list[IfevalPrompt], checkers: Checkers, resamples: int) -> dict[str, Any]:
+    """The four accuracies of a program that repeats each prompt: a quarter of the public file's, to be set beside."""
+    names = [[name for name, _ in prompt.instructions] for prompt in prompts]
+    found = [checkers.check(prompt, prompt.prompt) for prompt in prompts]
+    rows = [
+        IfevalRow(PARROT, prompt.prompt_id, instructions, verdict.strict, verdict.loose, 0, True)
+        for prompt, instructions, verdict in zip(prompts, names, found, strict=True)
+    ]
+    return with_interval(_accuracies(rows, resamples))
+
+
+def _accuracies(rows: list[IfevalRow], resamples: int) -> dict[str, Interval]:
     counts = [len(row.instructions) for row in rows]
     estimates: dict[str, Interval] = {}
     for reading, followed in READINGS.items():
@@ -189,9 +202,15 @@ def _model(name: str, rows: list[IfevalRow], resamples: int) -> dict[str, Any]:
         estimates[f"prompt_{reading}"] = mean_interval(whole, resamples=resamples)
         single = [sum(followed(row)) for row in rows]
         estimates[f"instruction_{reading}"] = ratio_interval(single, counts, resamples=resamples)
+    return estimates
+
+
+def _model(name: str, rows: list[IfevalRow], resamples: int) -> dict[str, Any]:
+    estimates = _accuracies(rows, resamples)
     estimates["finished"] = mean_interval([row.finished for row in rows], resamples=resamples)
     estimates["mean_tokens"] = mean_interval([row.tokens for row in rows], resamples=resamples)
-    return {"model": name, "prompts": len(rows), "instructions": sum(counts), **with_interval(estimates)}
+    instructions = sum(len(row.instructions) for row in rows)
+    return {"model": name, "prompts": len(rows), "instructions": instructions, **with_interval(estimates)}
 
 
 def _family(instruction: str) -> str:

@@ -216,6 +216,10 @@ def test_the_command_joins_responses_to_their_instructions(
     good, bad = found["rows"]
     assert (good["prompt_strict"], good["instruction_strict"]) == (1.0, 1.0)
     assert (bad["prompt_strict"], bad["instruction_strict"], bad["finished"]) == (1 / 2, 1 / 3, 1.0)
+    # "Question 7?" has no comma and no quotation marks, "Question 9?" has two words
+    assert found["repeating_the_prompt"]["prompt_strict"] == 1 / 2
+    assert found["repeating_the_prompt"]["instruction_strict"] == 2 / 3
+    assert "repeating the prompt would be 50.0% of prompts" in said
     manifest = read_manifest(tmp_path / "out", "ifeval")
     assert manifest.counts == {"models": 2, "prompts": 2, "left_out": 1}
     assert list(manifest.results["left_out"]) == ["ifeval-8"]

@@ -22,7 +22,7 @@ from lightning_dadpo.models.server_spec import ChatServerSpec
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 from tests.evaluation.benchmarks.artefacts import SAMPLER, expected_ratio
-from tests.evaluation.benchmarks.chat_server import ChatEndpoint
+from tests.servers.fake_chat import FakeChatServer
 
 QUESTIONS: list[dict[str, Any]] = [
     {"question_id": 81, "category": "writing", "turns": ["Write.", "Shorter."]},
@@ -67,9 +67,9 @@ def _conversation(content: str) -> list[dict[str, str]]:
     return list(found)
 
 
-def _grader(content: str) -> str:
+def _grader(request: dict[str, Any]) -> str:
     """Grades by the last answer's words; what it does not know is answered without a grade."""
-    answer = _conversation(content)[-1]["content"]
+    answer = _conversation(request["messages"][-1]["content"])[-1]["content"]
     grade = 1 if answer.startswith("Grade") else GRADES.get(answer)
     return "It is what it is.\nGrade: many" if grade is None else f"It is what it is.\n\nGrade: {grade}\n"
 
@@ -132,7 +132,7 @@ def test_a_grader_grades_both_turns(tmp_path: Path, capsys: pytest.CaptureFixtur
     questions = _file(tmp_path / "question.jsonl")
     folders = {"good": _answers(tmp_path / "good", GOOD), "bad": _answers(tmp_path / "bad", BAD, seed=5)}
     out = tmp_path / "out"
-    with ChatEndpoint(_grader) as endpoint:
+    with FakeChatServer(_grader) as endpoint:
         command = ["mt-bench", "--candidates", json.dumps(folders), "--questions", questions, "--out", str(out)]
         command += ["--grader.url", endpoint.url, "--grader.model", "grader-1", "--grader.concurrency", "1"]
         assert main(command) == 0
@@ -170,7 +170,7 @@ def test_a_grader_grades_both_turns(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_what_the_grader_is_shown(tmp_path: Path) -> None:
     questions = _file(tmp_path / "question.jsonl")
-    with ChatEndpoint(_grader) as endpoint:
+    with FakeChatServer(_grader) as endpoint:
         request = {"seed": 1}
         folder = _answers(tmp_path / "good", GOOD)
         mt_bench({"good": folder}, questions, _spec(endpoint.url), str(tmp_path / "out"), request, 10)
@@ -215,12 +215,13 @@ def test_a_grade_is_read_from_the_last_line_alone(said: str, grade: int | None) 
 def test_a_killed_run_asks_only_what_it_has_not_asked(tmp_path: Path) -> None:
     questions, out = _file(tmp_path / "question.jsonl"), str(tmp_path / "out")
     folder = _answers(tmp_path / "good", GOOD)
-    with ChatEndpoint(lambda content: _grader(content) if len(endpoint.asked) < 4 else 500) as endpoint:
+    with FakeChatServer(_grader) as endpoint:
+        endpoint.after = lambda number: setattr(endpoint, "always", 500 if number >= 3 else None)
         with pytest.raises(DataError, match=r"answered 500.*what was finished is kept"):
             mt_bench({"good": folder}, questions, _spec(endpoint.url), out)
         assert len(endpoint.asked) == 4
         assert not Path(out).exists()
-    with ChatEndpoint(_grader) as endpoint:
+    with FakeChatServer(_grader) as endpoint:
         mt_bench({"good": folder}, questions, _spec(endpoint.url), out)
         assert len(endpoint.asked) == 3
     found = json.loads((tmp_path / "out" / "mt_bench.json").read_text("utf-8"))
@@ -230,7 +231,7 @@ def test_a_killed_run_asks_only_what_it_has_not_asked(tmp_path: Path) -> None:
 def test_a_grader_that_gives_no_grade_is_refused(tmp_path: Path) -> None:
     questions, folder = _file(tmp_path / "question.jsonl"), _answers(tmp_path / "good", GOOD)
     with (
-        ChatEndpoint(lambda content: "Nice!") as endpoint,
+        FakeChatServer(lambda request: "Nice!") as endpoint,
         pytest.raises(DataError, match="no reply ends with a line 'Grade: N'; the first ends 'Nice!'"),
     ):
         mt_bench({"good": folder}, questions, _spec(endpoint.url), str(tmp_path / "out"))
