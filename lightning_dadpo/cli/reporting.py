@@ -136,10 +136,12 @@ def _origin(said: dict[str, Any], pruned: Path | None) -> str:
 
 def _title(name: str, said: dict[str, Any], pruned: Path | None) -> str:
     """What page one is headed."""
-    teacher = _model_name(said.get("teacher"))
-    if not teacher:
-        return f"{name}: a small student after its teacher"
-    return f"{teacher}, made smaller" if pruned is not None else f"{_model_name(said['student'])}, taught by {teacher}"
+    teacher, student = _model_name(said.get("teacher")), _model_name(said.get("student"))
+    if teacher and student:
+        return f"{student}, taught by {teacher}"
+    return (
+        f"{teacher}, made smaller" if teacher and pruned is not None else f"{name}: a small student after its teacher"
+    )
 
 
 def _on_pairs(fit: Path) -> bool:

@@ -194,6 +194,8 @@ def _three(value: float) -> str:
 
 
 def _bytes(size: float) -> str:
+    if size < 1e6:
+        return f"{size / 1e3:.3g}\u00a0kB"
     return f"{size / 1e9:.2f}\u00a0GB" if size >= 1e9 else f"{size / 1e6:.3g}\u00a0MB"
 
 

@@ -40,9 +40,9 @@ def near(found: Sequence[Nearness], summary: Sequence[Mapping[str, Any]]) -> str
     before, after = (number(rows.get(name, {}), FORWARD.key) for name in (start, one.model))
     values = ""
     if before is not None and after is not None:
-        values = f" ({before:.2f} before, {after:.2f} after, on the teacher's answers; 0 is the teacher)"
+        values = f" ({before:.2f} before, {after:.2f} after, on the teacher's answers)"
     if one.share_high < 1:
-        return f"Training took away {share_words(one)} of the untrained student's distance to the teacher{values}."
+        return f"Training took away {share_words(one)} of the distance to the teacher{values}."
     if one.share_low > 1:
         return f"Training took the student farther from the teacher than it was untrained{values}."
     return f"This run does not show that training brought the student nearer to the teacher{values}."

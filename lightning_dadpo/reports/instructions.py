@@ -16,6 +16,7 @@ from lightning_dadpo.reports.table import TEACHER, display_name, number
 __all__ = ["InstructionSection", "instruction_section", "HEAD"]
 
 FILE = "ifeval.json"
+NOT_RUN = "Whether it does as it is told was not measured (IFEval was not run)."
 SHARES = {
     "prompt_strict": "Prompts, strictly", "instruction_strict": "Instructions, strictly",
     "prompt_loose": "Prompts, loosely", "instruction_loose": "Instructions, loosely", "finished": "Finished",
@@ -27,7 +28,7 @@ HEAD = ("Model", "Prompts", *SHARES.values(), "Difference to the first")
 class InstructionSection:
     """One sentence for page one, and a row a model behind it."""
 
-    lead: str = ""
+    lead: str = NOT_RUN
     rows: list[list[str]] = field(default_factory=list)
     left_out: int = 0
     problems: list[str] = field(default_factory=list)
@@ -40,7 +41,10 @@ def instruction_section(folder: Path | None, student: str | None) -> Instruction
     try:
         found, left_out = _read(folder)
     except (DadpoError, OSError) as error:
-        return InstructionSection(problems=[f"IFEval: {error}"])
+        return InstructionSection(
+            "Whether it does as it is told is not known: IFEval's results cannot be read.",
+            problems=[f"IFEval: {error}"],
+        )
     rows = {str(row.get("model")): row for row in found["rows"]}
     differences = {(str(row.get("model")), str(row.get("other"))): row for row in found["differences"]}
     first = next(iter(rows), "")
@@ -78,6 +82,6 @@ def _lead(row: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> str:
     count = "" if prompts is None else f" {prompts:.0f}"
     beside = "" if teacher is None else f", the teacher in {percent_of(teacher, 'prompt_strict')}"
     return (
-        f"Following instructions, checked by a program on{count} prompts (IFEval): the student does all that is asked "
-        f"in {percent_of(row, 'prompt_strict')}{beside}."
+        f"The student does all that is asked in {percent_of(row, 'prompt_strict')} of{count} prompts that a program "
+        f"can check (IFEval){beside}."
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.errors import DadpoError, DataError
+from lightning_dadpo.reports.picked import short
 from lightning_dadpo.reports.table import display_name, number, plain_name
 
 __all__ = ["HEAD", "SET_HEAD", "percent_of", "points_of", "Bar", "PreferenceSection", "preference_section", "NO_CLAIM"]
@@ -168,17 +169,16 @@ def _believe(section: PreferenceSection, results: Sequence[Mapping[str, Any]]) -
 
 
 def _claim(section: PreferenceSection, row: Mapping[str, Any]) -> None:
-    whom = "the teacher" if section.opponent == "teacher" else plain_name(section.opponent)
-    shares = [number(row, key) for key in ("win", "tie", "lose")]
+    whom = "the teacher" if section.opponent == "teacher" else short(plain_name(section.opponent), 40)
     low, high = number(row, "preference_rate_low"), number(row, "preference_rate_high")
-    section.claim = f"Preference rate {points_of(row, 'preference_rate')} against {whom}; 0 is a draw."
-    if low is not None and high is not None:
-        state = "better" if low > 0 else "worse" if high < 0 else ""
-        section.claim += (
-            f" The student's answers are {state} than {whom}'s, as the judge sees it."
-            if state
-            else " The judge sees no clear difference: the interval holds 0."
-        )
+    seen = f"sees no clear difference between the answers of the student and of {whom}"
+    if low is not None and high is not None and low > 0:
+        seen = f"prefers the student's answers to those of {whom}"
+    elif low is not None and high is not None and high < 0:
+        seen = f"prefers the answers of {whom} to the student's"
+    rate = points_of(row, "preference_rate")
+    section.claim = f"The judge {seen}: wins less losses come to {rate} of 100; 0 is a draw."
+    shares = [number(row, key) for key in ("win", "tie", "lose")]
     section.rate = (
         f"At equal length it would be {points_of(row, 'length_controlled')}. Always taking the longer answer comes "
         f"to {points_of(row, 'longer_wins')}; mean lengths {_tokens(row, 'mean_tokens')} against "

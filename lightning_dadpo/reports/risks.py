@@ -50,7 +50,7 @@ def risks(evidence: Evidence) -> Risks:
     rows = {str(row.get("model")): row for row in evidence.summary}
     mine, teacher = rows.get(evidence.main or "", {}), rows.get(TEACHER, {})
     seen = [
-        *_few(mine, evidence.trainings),
+        *(_few(mine, evidence.trainings) if mine else []),
         *_cut(evidence.evaluation, mine, teacher),
         *_repetition(mine, teacher),
         *_lengths(mine, teacher),

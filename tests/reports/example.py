@@ -193,8 +193,13 @@ def token_map(prompt_id: str, sampled_by: str, models: list[str], text: str = ""
     return TokenMapRow(prompt_id, message, sampled_by, "stop", "dsft", ids, units, said)
 
 
-def evaluation(folder: Path, students: tuple[str, ...] = ("dsft", "ddpo", "dadpo"), text: str = "") -> Path:
-    """An evaluation artefact with the maps of two prompts."""
+def evaluation(
+    folder: Path,
+    students: tuple[str, ...] = ("dsft", "ddpo", "dadpo"),
+    text: str = "",
+    left_out: dict[str, str] | None = None,
+) -> Path:
+    """An evaluation artefact with the maps of two prompts; `left_out` as the stage notes it when it looked."""
     rows = [
         token_map(prompt, name, list(students) if name == "teacher" else [name], text, 1 + 5 * (prompt == "p1"))
         for prompt in ("p0", "p1")
@@ -205,7 +210,7 @@ def evaluation(folder: Path, students: tuple[str, ...] = ("dsft", "ddpo", "dadpo
             writer.write(*rows)
         with RowWriter(work.path / "rows.jsonl") as writer:
             writer.write(*(_measured(name, index) for name in (*students, "teacher") for index in range(len(PROMPTS))))
-        work.results |= {"sampler": {"max_new_tokens": 48}}
+        work.results |= {"sampler": {"max_new_tokens": 48}} | ({} if left_out is None else {"left_out": left_out})
     return folder
 
 
@@ -379,11 +384,13 @@ def hostile(folder: Path) -> ReportInputs:
         curves={bad: _with_column(inputs.curves["dadpo"], bad)},
         scores={**inputs.scores, bad: inputs.scores["teacher"], f"missing {bad}": folder / "nowhere"},
         analysis=analysis(folder / "bad.json", bad, f"{bad}\x00\x1b[31m"),
-        evaluation=evaluation(folder / "bad", ("dsft", bad), f"{bad}\x00"),
+        evaluation=evaluation(folder / "bad", ("dsft", "dadpo", bad), f"{bad}\x00"),
         rounds=rounds(folder / "bad-rounds.json", bad),
         predictions={bad: inputs.predictions["dadpo"]},
         responses={
             **inputs.responses,
+            "dadpo": responses(folder / "said-ours", "dadpo", f"\u202e{'漢' * 300}{bad}"),
+            "teacher": responses(folder / "said-theirs", "teacher", f"{bad}\x00\x1b[31m {'W' * 300}"),
             bad: responses(folder / "said-bad", "bad", f"{bad}\x00\x1b[31m $x$ é 漢 \u202e"),
         },
         configuration=bad,
