@@ -109,13 +109,15 @@ class WatchDistances(L.Callback):
         """Read the responses, so that a mistake shows before anything trains.
 
         Raises:
-            ConfigError: the strategy shards the student, the module has none, or a judge would compare what was drawn
-                under different settings.
+            ConfigError: the strategy shards the student, the module has none, another one watches too, or a judge would
+                compare what was drawn under different settings.
             ArtifactError, DataError: the responses are not the teacher's, or do not fit one another.
         """
         if stage not in ("fit", "validate"):
             return
         _refuse_sharded(trainer)
+        if sum(isinstance(callback, WatchDistances) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise ConfigError("trainer.callbacks: WatchDistances twice; `dadpo run` brings its own, expected one")
         if not isinstance(pl_module, StudentModule):
             raise ConfigError(f"WatchDistances: {type(pl_module).__name__} trains no student")
         if trainer.is_global_zero and self._subject is None:

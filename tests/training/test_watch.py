@@ -300,8 +300,10 @@ def test_mistakes_show_before_anything_trains(home: Path, tmp_path: Path) -> Non
     write_responses(tmp_path / "few", home / "student", "reference", [1, 3])
     with pytest.raises(DataError, match=r"few/rows.jsonl: no response to prompt 'p\d+', which the teacher answers"):
         fit(home, tmp_path, [WatchDistances(ModelSpec(str(home / "teacher")), answers, str(tmp_path / "few"))])
+    with pytest.raises(ConfigError, match="WatchDistances twice; `dadpo run` brings its own, expected one"):
+        fit(home, tmp_path, [watcher(home), watcher(home)])
     unasked = WatchDistances(ModelSpec(str(home / "teacher")), answers, references)
-    trainer: Any = SimpleNamespace(strategy=None, is_global_zero=True)
+    trainer: Any = SimpleNamespace(strategy=None, is_global_zero=True, callbacks=[])
     with pytest.raises(ConfigError, match="LightningModule trains no student"):
         unasked.setup(trainer, L.LightningModule(), "fit")
 
@@ -314,7 +316,7 @@ def test_sharded_students_are_refused(name: str, home: Path) -> None:
     else:
         kind = {"ModelParallelStrategy": ModelParallelStrategy, "FSDPStrategy": FSDPStrategy}[name]
         strategy = kind.__new__(kind)
-    trainer: Any = SimpleNamespace(strategy=strategy, is_global_zero=False)
+    trainer: Any = SimpleNamespace(strategy=strategy, is_global_zero=False, callbacks=[])
     module = SupervisedModule(ModelSpec(str(home / "student")))
     if name == "stage 2":
         watcher(home).setup(trainer, module, "fit")

@@ -190,7 +190,7 @@ class Line:
 
         return SimpleNamespace(
             strategy=SimpleNamespace(broadcast=broadcast), is_global_zero=rank == 0, global_step=0, loggers=[],
-            precision="32-true", default_root_dir=str(root), sanity_checking=False,
+            precision="32-true", default_root_dir=str(root), sanity_checking=False, callbacks=[],
         )  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def test_every_rank_takes_part_once_whatever_becomes_of_rank_0(
 
 
 def test_texts_that_were_drawn_otherwise_are_not_judged(home: Path) -> None:
-    trainer: Any = SimpleNamespace(strategy=None, is_global_zero=True)
+    trainer: Any = SimpleNamespace(strategy=None, is_global_zero=True, callbacks=[])
     cooler = watcher(home, sampler=SamplerSettings(temperature=0.3), judge=Taster())
     with pytest.raises(ConfigError, match=r"sampler.temperature 0.3 where the teacher's responses were drawn with 1.0"):
         cooler.setup(trainer, SupervisedModule(ModelSpec(str(home / "student"))), "fit")
