@@ -11,9 +11,10 @@ from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.prompts import PromptFile, read_prompts
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.benchmarks import ifeval_checks
-from lightning_dadpo.evaluation.benchmarks.ifeval import IfevalRow, ifeval, summarise
+from lightning_dadpo.evaluation.benchmarks.ifeval import ifeval
 from lightning_dadpo.evaluation.benchmarks.ifeval_checks import Checkers
 from lightning_dadpo.evaluation.benchmarks.ifeval_file import IfevalPrompt, ifeval_prompts, read_ifeval
+from lightning_dadpo.evaluation.benchmarks.ifeval_tables import IfevalRow, summarise
 from tests.evaluation.benchmarks.artefacts import SAMPLER, expected_ratio, responses
 
 pytest.importorskip("if_verifiable", reason="needs the package if-verifiable (extra ifeval)")
