@@ -10,15 +10,10 @@ import pytest
 import yaml
 
 from lightning_dadpo.cli.main import FUNCTIONS, LIGHTNING, main
+from tests.commands import dadpo
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-
-
-def dadpo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lightning_dadpo", *arguments], capture_output=True, text=True, cwd=ROOT, check=False
-    )
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -34,10 +35,19 @@ def _handlers() -> Iterator[None]:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == masked
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    """One of its own, that imports nothing: these stages need nothing, and it is sent signals."""
+    server = multiprocessing.forkserver._forkserver
+    server._stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forks, "IMPORTED", ["json"])
+        yield
+    server._stop()
+
+
 @pytest.fixture(autouse=True)
-def _imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These stages need none."""
-    monkeypatch.setattr(forks, "IMPORTED", ["json"])
+def _place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import yaml
 from lightning_dadpo.cli.experiment import read_experiment
 from lightning_dadpo.cli.main import main
 from lightning_dadpo.cli.stages import plan_stages
+from tests.commands import dadpo
 from tests.integration.experiment import write_experiment
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -35,11 +34,7 @@ def training(command: str, folder: Path, settings: dict[str, Any], *options: str
     own.write_text(yaml.safe_dump(settings))
     files = [*(str(ROOT / "configs" / name) for name in SHARED), str(own)]
     arguments = [part for file in files for part in ("-c", file)]
-    return subprocess.run(
-        [sys.executable, "-m", "lightning_dadpo", command, *arguments, *options],
-        capture_output=True, text=True, check=False, cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    return dadpo(command, *arguments, *options, cwd=folder)
 
 
 def preferences(folder: Path, rows: list[dict[str, str]]) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,8 @@ from lightning_dadpo.training import checkpoint_files
 from lightning_dadpo.training.checkpoint_files import WholeFiles, free_version, lead_to
 from lightning_dadpo.training.checkpoints import BestCheckpoint, LastCheckpoint, checkpoint_folder
 from lightning_dadpo.training.lock import hold_folder
+from tests.commands import python_code
 from tests.scoring.example import trainer
-
-ROOT = Path(__file__).parents[2]
 
 
 def content(path: Path) -> Any:
@@ -40,7 +37,7 @@ def test_a_kill_during_the_writing_leaves_the_previous_checkpoint_whole(event: s
         "arm(Fault(sys.argv[2], 1), Path(sys.argv[1]).parent)\n"
         "WholeFiles().save_checkpoint({'step': 2}, sys.argv[1])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path), event], cwd=ROOT, check=False)
+    done = python_code(code, str(path), event)
     assert done.returncode == -signal.SIGKILL
     assert content(path) == {"step": 1}
     WholeFiles().save_checkpoint({"step": 3}, path)

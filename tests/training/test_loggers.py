@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.tracking import connection
 from lightning_dadpo.training import loggers
 from lightning_dadpo.training.loggers import ExperimentLogger
+from tests.commands import python_code
 from tests.wandb_records import artifacts_of
 
 pytestmark = [
@@ -82,7 +82,7 @@ def test_constructing_imports_and_starts_nothing(tmp_path: Path) -> None:
         f"logger = ExperimentLogger('trial', 'dadpo', 'dadpo-1f', {str(tmp_path / 'runs')!r}); "
         "print('wandb' in sys.modules, logger.name, logger.version, logger.save_dir)"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    said = python_code(program).stdout
     assert said.strip() == f"False dadpo dadpo-1f {tmp_path / 'runs'}"
     assert not (tmp_path / "runs").exists()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 from lightning_dadpo.losses import DaDPO
 from lightning_dadpo.training.metrics import ExampleMeans, pair_value_names, pair_values
 from lightning_dadpo.types import PairLogProbs, SequenceLogProbs
+from tests.ranks import ended, start_ranks
 
 
 def log_probs(chosen: list[float], rejected: list[float], tokens: int = 4) -> PairLogProbs:
@@ -85,7 +84,7 @@ def test_E5_both_sides_of_the_policy_and_of_each_anchor_are_charted_apart() -> N
         assert f"rejected_log_prob/{model}" in names
 
 
-def _mean_of_a_rank(rank: int, store: str, out: str) -> None:
+def _mean_of_a_rank(rank: int, store: str, out: str) -> int:
     """Rank 0 has three examples, rank 1 one and a filler; every rank must compute the mean over four."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     means = ExampleMeans(["loss"])
@@ -93,15 +92,11 @@ def _mean_of_a_rank(rank: int, store: str, out: str) -> None:
     means.update({"loss": torch.tensor(values)}, torch.tensor(weights))
     Path(f"{out}.{rank}").write_text(str(float(means.compute()["loss"])))
     torch.distributed.destroy_process_group()
+    return 0
 
 
 def test_E3_two_processes_with_uneven_batches_compute_the_mean_over_all_examples(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.path.insert(0, {root!r}); "
-        "from tests.training.test_metrics import _mean_of_a_rank; _mean_of_a_rank({rank}, {store!r}, {out!r})"
-    )
-    root, store, out = str(Path(__file__).parents[2]), str(tmp_path / "store"), str(tmp_path / "mean")
-    commands = [[sys.executable, "-c", code.format(root=root, rank=rank, store=store, out=out)] for rank in range(2)]
-    processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    store, out = str(tmp_path / "store"), str(tmp_path / "mean")
+    ranks = start_ranks(tmp_path / "logs", 2, lambda rank: _mean_of_a_rank(rank, store, out))
+    assert ended(ranks) == [0, 0], [rank.said for rank in ranks]
     assert [float(Path(f"{out}.{rank}").read_text()) for rank in range(2)] == [4.0, 4.0]
