@@ -30,6 +30,10 @@ class _ChatCompletion(BaseModel):
     usage: _Usage | None = None
 
 
+DECLINES = (400, 413, 422)
+"""Statuses of a question that cannot be answered as it is: too long for the model, or against a server's rules."""
+
+
 @dataclass(frozen=True)
 class ChatAnswer:
     """What a server said to one question.
@@ -37,11 +41,13 @@ class ChatAnswer:
     Attributes:
         text: the message; empty where there is none, as when a model refuses.
         prompt_tokens: tokens that it read, and drawn_tokens: that it wrote, thoughts included; None where it says none.
+        declined: why it did not answer this one question, where it did not.
     """
 
     text: str
     prompt_tokens: int | None
     drawn_tokens: int | None
+    declined: str | None = None
 
 
 class ChatServer(OpenAIServer[ChatAnswer]):
@@ -55,6 +61,9 @@ class ChatServer(OpenAIServer[ChatAnswer]):
         return await client.chat.completions.with_raw_response.create(
             model=self.spec.model, messages=question["messages"], extra_body=rest
         )
+
+    def _declined(self, status: int, said: str) -> ChatAnswer | None:
+        return ChatAnswer("", 0, 0, f"answered {status}: {said}") if status in DECLINES else None
 
     def _read(self, said: str) -> ChatAnswer:
         body = self._parsed(said, _ChatCompletion)

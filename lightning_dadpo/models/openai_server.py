@@ -61,6 +61,10 @@ class OpenAIServer(ABC, Generic[Said]):
             DataError: it is something else; in one line.
         """
 
+    def _declined(self, status: int, said: str) -> Said | None:
+        """An answer where the server declined this one question; None where nothing more is to be asked of it."""
+        return None
+
     def ask(
         self,
         tasks: Iterable[tuple[Task, Sequence[Question]]],
@@ -130,6 +134,10 @@ class OpenAIServer(ABC, Generic[Said]):
         try:
             response = await self._send(client, question)
         except self._openai.OpenAIError as error:
+            status = getattr(error, "status_code", None)
+            declined = self._declined(status, quoted(self._without_key(error.response.text))) if status else None
+            if declined is not None:
+                return declined
             raise self._refused(error) from None  # the cause may hold the request with its key
         return self._read(self._without_key(response.text))
 

@@ -18,6 +18,7 @@ class FakeChatServer:
     Attributes:
         reply: what the model says, given the request.
         statuses: answered to the next requests, one each, instead of a reply. always: to every request.
+        declines: which requests are answered with status 400.
         body: sent with status 200 instead of an answer.
         usage: tokens in and out that an answer counts; None for an answer without.
         key: what it wants; an error repeats what it was shown.
@@ -29,6 +30,7 @@ class FakeChatServer:
         self.reply = reply
         self.statuses: list[int] = []
         self.always: int | None = None
+        self.declines: Callable[[dict[str, Any]], bool] = lambda request: False
         self.body: str | None = None
         self.usage: tuple[int, int] | None = (100, 2)
         self.key: str | None = None
@@ -91,6 +93,8 @@ class FakeChatServer:
         self.after(number)
         if self.key is not None and shown != f"Bearer {self.key}":
             status = 401
+        if status is None and self.declines(request):
+            status = 400
         if path != "/v1/chat/completions":
             status = 404
         if status is not None:

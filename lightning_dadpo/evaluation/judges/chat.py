@@ -46,7 +46,8 @@ class ChatJudge(Judge):
 
     Verdicts are kept as they come, so none is paid for twice and a killed run goes on. Two answers that are the same
     text are a tie, of which nobody is asked. A reply that is none of the three words is asked for again; after the last
-    try the comparison is a tie and counted as unreadable, and a judge of whom most replies are that is refused.
+    try the comparison is a tie and counted as unreadable. So is one that the server declines, as too long for the model
+    for example. A judge of whom most replies are unreadable is refused.
 
     Where a model is served may change, what its name stands for may not: verdicts are kept by the name, not the url.
 
@@ -155,7 +156,11 @@ class ChatJudge(Judge):
                 def tell(key: str, answers: list[ChatAnswer], last: bool = number == self.tries) -> None:
                     (answer,) = answers
                     verdict = read_verdict(answer.text)
-                    if verdict is not None or last:
+                    if (
+                        answer.declined is not None
+                    ):  # asked again it would be the same; not kept, another day it may not
+                        found[key] = KeptVerdict(key, "unreadable", answer.declined)
+                    elif verdict is not None or last:
                         found[key] = KeptVerdict(key, verdict or "unreadable", quoted(answer.text))
                         keep(found[key])
                     self._count(missing[key], answer)

@@ -149,6 +149,23 @@ def test_what_passes_is_waited_for_and_what_does_not_is_one_line(server: FakeCha
         judge(server, tmp_path / "other").prefer(MANY)
 
 
+def test_what_the_server_declines_is_a_tie_and_the_others_go_on(
+    server: FakeChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.declines = lambda request: "Question 7?" in request["messages"][1]["content"]
+    asking = judge(server, tmp_path)
+    assert asking.prefer(MANY) == [expected(one) if one.comparison_id != "q7" else "tie" for one in MANY]
+    assert asking.counts()["unreadable"] == 1
+    assert asked_about(server).count("Question 7?") == 1  # once: what is asked again would be declined again
+    assert "such as 'answered 400: " in capsys.readouterr().out
+    server.declines = lambda request: False  # the server has more room now
+    assert judge(server, tmp_path).prefer(MANY) == [expected(one) for one in MANY]
+    assert asked_about(server).count("Question 7?") == 2
+    server.declines = lambda request: True
+    with pytest.raises(DataError, match=r"such as 'answered 400: .*; expected FIRST, SECOND or TIE"):
+        judge(server, tmp_path / "other").prefer(MANY)
+
+
 def asked_about(server: FakeChatServer) -> list[str]:
     return [re.findall(r"Question \d+\?", request["messages"][1]["content"])[0] for request in server.asked]
 
