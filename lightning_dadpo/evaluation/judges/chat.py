@@ -156,9 +156,7 @@ class ChatJudge(Judge):
                 def tell(key: str, answers: list[ChatAnswer], last: bool = number == self.tries) -> None:
                     (answer,) = answers
                     verdict = read_verdict(answer.text)
-                    if (
-                        answer.declined is not None
-                    ):  # asked again it would be the same; not kept, another day it may not
+                    if answer.declined is not None:  # asked again at once it would be again; another day it may not
                         found[key] = KeptVerdict(key, "unreadable", answer.declined)
                     elif verdict is not None or last:
                         found[key] = KeptVerdict(key, verdict or "unreadable", quoted(answer.text))
@@ -188,7 +186,7 @@ class ChatJudge(Judge):
     def _say_unreadable(self, unreadable: Sequence[str], compared: int) -> None:
         if not unreadable:
             return
-        said = f"{len(unreadable)} of {compared} replies unreadable after {self.tries} tries, such as {unreadable[0]!r}"
+        said = f"{len(unreadable)} of {compared} replies unreadable, asked {self.tries} times, as {unreadable[0]!r}"
         if 2 * len(unreadable) > compared:
             raise DataError(f"judge {self.name!r}: {said}; expected FIRST, SECOND or TIE")
         print(f"{self.name}: {said}; they count as ties", flush=True)

@@ -128,12 +128,12 @@ def test_garbage_is_asked_for_again_and_then_counts_as_a_tie(
     assert found == {one.comparison_id: expected(one) for one in some} | {"q1": "tie"}
     assert asking.counts() == {"unreadable": 1, "calls": len(some) + 2 + 1, "tokens_in": 100 * (len(some) + 3),
                                "tokens_out": 2 * (len(some) + 3)}  # fmt: skip
-    assert "judge-1: 1 of 5 replies unreadable after 3 tries, such as ''; they count as ties" in capsys.readouterr().out
+    assert "judge-1: 1 of 5 replies unreadable, asked 3 times, as ''; they count as ties" in capsys.readouterr().out
     again = judge(server, tmp_path)
     assert again.prefer(some) == list(found.values())
     assert again.counts() == {"unreadable": 1, "calls": 0, "tokens_in": 0, "tokens_out": 0}
     server.reply = lambda request: "No."
-    with pytest.raises(DataError, match=r"5 of 5 replies unreadable after 1 tries, such as 'No\.'; expected FIRST"):
+    with pytest.raises(DataError, match=r"5 of 5 replies unreadable, asked 1 times, as 'No\.'; expected FIRST"):
         judge(server, tmp_path, tries=1).prefer(some)
 
 
@@ -157,12 +157,12 @@ def test_what_the_server_declines_is_a_tie_and_the_others_go_on(
     assert asking.prefer(MANY) == [expected(one) if one.comparison_id != "q7" else "tie" for one in MANY]
     assert asking.counts()["unreadable"] == 1
     assert asked_about(server).count("Question 7?") == 1  # once: what is asked again would be declined again
-    assert "such as 'answered 400: " in capsys.readouterr().out
+    assert "times, as 'answered 400: " in capsys.readouterr().out
     server.declines = lambda request: False  # the server has more room now
     assert judge(server, tmp_path).prefer(MANY) == [expected(one) for one in MANY]
     assert asked_about(server).count("Question 7?") == 2
     server.declines = lambda request: True
-    with pytest.raises(DataError, match=r"such as 'answered 400: .*; expected FIRST, SECOND or TIE"):
+    with pytest.raises(DataError, match=r"times, as 'answered 400: .*; expected FIRST, SECOND or TIE"):
         judge(server, tmp_path / "other").prefer(MANY)
 
 
