@@ -14,9 +14,9 @@ from types import FrameType
 from lightning_dadpo.cli.chat_screen import Column, Screen
 from lightning_dadpo.cli.conversation import Answer, Conversation, Turn
 from lightning_dadpo.errors import ConfigError, DadpoError, DataError
-from lightning_dadpo.models.spec import ModelSpec, Precision
+from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
-from lightning_dadpo.sampling.speaker import Speaker
+from lightning_dadpo.sampling.speaker import Speaker, SpeakerPrecision
 
 __all__ = ["Session"]
 
@@ -60,7 +60,7 @@ class Session:
         company: list[str],
         settings: SamplerSettings,
         log_probs: bool,
-        precision: Precision | None,
+        precision: SpeakerPrecision | None,
         screen: Screen,
         timed: bool,
     ) -> None:
@@ -91,6 +91,8 @@ class Session:
             whether the chat goes on.
         """
         try:
+            if _broken(line):
+                raise DataError("what was sent is not UTF-8 text")
             if line.startswith("/") and not line.startswith("//"):
                 return self._obey(line)
             if line.strip():
@@ -254,6 +256,11 @@ class Session:
 
 def _ended(answer: Answer) -> bool:
     return answer.response.finish_reason is not None
+
+
+def _broken(text: str) -> bool:
+    """Whether it holds bytes that were no text, as Python reads them under some locales."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _number(command: str, words: list[str], kind: type[int] | type[float]) -> float:

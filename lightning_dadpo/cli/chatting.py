@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
 from lightning_dadpo.cli.chat_screen import Lines, Screen, Terminal
-from lightning_dadpo.errors import ArtifactError, ConfigError
-from lightning_dadpo.models.spec import ModelSpec, Precision
+from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
+from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 
 __all__ = ["chat"]
@@ -27,7 +28,7 @@ def chat(
     models: dict[str, ModelSpec] = {},  # noqa: B006 the parser offers --models.NAME.path for a plain dict alone
     settings: SamplerSettings = SETTINGS,
     log_probs: bool = False,
-    precision: Precision | None = None,
+    precision: Literal["32-true", "bf16-true"] | None = None,
 ) -> int:
     '''Talk to models side by side: each answers as it is drawn, and remembers its own answers.
 
@@ -97,15 +98,19 @@ def _typed(screen: Screen) -> Iterator[str]:
         except EOFError:
             screen.say("")
             return
+        except UnicodeDecodeError:
+            screen.complain("what was typed is not UTF-8 text")
         except KeyboardInterrupt:
             screen.say("\nCtrl-D or /quit ends the chat")
 
 
 def _sent(screen: Screen) -> Iterator[str]:
-    for line in sys.stdin:
-        line = line.removesuffix("\n")
-        screen.heard(line)
-        yield line
+    try:
+        for line in sys.stdin:
+            screen.heard(line.removesuffix("\n"))
+            yield line.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def _experiment(root: Path) -> tuple[dict[str, ModelSpec], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -15,11 +16,14 @@ from lightning_dadpo.errors import DataError
 from lightning_dadpo.models.loading import count_parameters, end_of_turn_ids, load_frozen, load_tokenizer
 from lightning_dadpo.models.log_probs import check_trunk_and_head, model_log_probs
 from lightning_dadpo.models.numerics import default_device, inference_precision
-from lightning_dadpo.models.spec import ModelSpec, Precision
+from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 from lightning_dadpo.sampling.streaming import StreamedResponse
 
-__all__ = ["Speaker"]
+__all__ = ["Speaker", "SpeakerPrecision"]
+
+SpeakerPrecision = Literal["32-true", "bf16-true"]
+"""Who speaks is not trained, so there are no float32 weights to keep beside 16-bit numbers."""
 
 
 class Speaker:
@@ -34,9 +38,9 @@ class Speaker:
         ConfigError, DataError: it cannot be loaded.
     """
 
-    def __init__(self, name: str, spec: ModelSpec, precision: Precision | None = None) -> None:
+    def __init__(self, name: str, spec: ModelSpec, precision: SpeakerPrecision | None = None) -> None:
         self.name, self.spec = name, spec
-        self.precision: Precision = precision or inference_precision()
+        self.precision = precision or inference_precision()
         self.device = default_device()
         self.tokenizer = load_tokenizer(spec)
         self.model = load_frozen(spec, self.precision, self.device)

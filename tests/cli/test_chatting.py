@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -291,3 +292,30 @@ def test_ctrl_c_while_log_probs_are_measured_does_not_end_the_chat(chat: Chat, m
     assert chat("/log-probs on", "a", "/log-probs off", "b") == 0
     assert chat.said.count("\ninterrupted\n") == 1
     assert len(chat.answers()["student"]) == 2
+
+
+def test_models_of_two_templates_do_not_score_one_another(chat: Chat, tmp_path: Path) -> None:
+    """A10: the same ids, other conversations."""
+    (tmp_path / "plain.jinja").write_text("{% for turn in messages %}{{ turn['content'] }}<|im_end|>{% endfor %}")
+    named = ["--models.teacher.path", str(chat.home / "teacher"), "--models.student.path", str(chat.home / "student")]
+    template = ["--models.student.chat_template", str(tmp_path / "plain.jinja")]
+    assert chat.bare("chat", *named, *template, *OPTIONS, sent=("/log-probs on", "Hello")) == 0
+    why = "its token ids: their chat templates render the conversation otherwise"
+    assert f"teacher cannot score student's answer by {why}" in chat.said
+    assert f"student cannot score teacher's answer by {why}" in chat.said
+
+
+def test_bytes_that_are_no_text_are_one_line(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chat("a\udcff", "b") == 2
+    assert chat.complaints == "error: what was sent is not UTF-8 text\n"
+    assert len(chat.answers()["teacher"]) == 1
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8"))
+    assert main(["chat", "--models.teacher.path", str(chat.home / "teacher"), *OPTIONS]) == 2
+    assert chat.capsys.readouterr().err.startswith("error: stdin: not UTF-8 text (invalid start byte at byte 0")
+
+
+def test_a_model_that_writes_random_bytes_writes_nothing_that_a_terminal_obeys(chat: Chat, tiny_folder: Path) -> None:
+    wild = ("--models.wild.path", str(tiny_folder), "--precision", "32-true", "--settings.max_new_tokens", "80")
+    assert chat.bare("chat", *wild, sent=("Hello", "/reset", "/seed 1", "Hello")) == 0
+    assert {character for character in chat.said if unicodedata.category(character) == "Cc"} <= {"\n", "\t"}
+    assert "\\x" in chat.said  # it did try
