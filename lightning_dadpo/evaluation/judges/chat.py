@@ -110,7 +110,7 @@ class ChatJudge(Judge):
         tokens_in, tokens_out = self._refuse_dear(missing)
         kept = f" ({len(asked) - len(missing)} more are in {self.cache})" if len(missing) < len(asked) else ""
         price = self._budget.price(tokens_in, tokens_out)
-        paid = "prices not given" if price is None else f"at most {price:.4g} at the prices given"
+        paid = "prices not given" if price is None else f"about {price:.4g} at the prices given"
         return (
             f"{len(missing)} calls{kept}, about {tokens_in} tokens in and at most {tokens_out} out, {paid}; "
             "replies that cannot be read are asked for again"
