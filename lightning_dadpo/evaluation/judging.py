@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dadpo.data.artifacts import draft, finished, read_manifest, write_atomically
-from lightning_dadpo.data.rows import ResponseRow, read_rows
+from lightning_dadpo.data.rows import ResponseRow, content_digest, read_rows
 from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
 from lightning_dadpo.evaluation.asking import InBothOrders, Judged, judged_rows
 from lightning_dadpo.evaluation.judge_tables import say_preferences
@@ -83,7 +83,7 @@ def judge(
         "opponent": other.digest,
         "judge": [judge.name, identity],
         "split": split,
-        "validations": validated,
+        "validations": [content_digest(one) for one in validated],
         "resamples": resamples,
     } | ({"trained_on": training_digests(trained_on)} if trained_on else {})
     if not finished(out, "verdicts", made_from):
