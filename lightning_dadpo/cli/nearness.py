@@ -9,13 +9,14 @@ from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.rows import read_rows
 from lightning_dadpo.errors import DataError
 from lightning_dadpo.reports.inputs import Nearness
+from lightning_dadpo.reports.reading import QUESTIONS
 from lightning_dadpo.reports.table import TEACHER, main_student
 
 __all__ = ["nearness"]
 
 
 def nearness(evaluation: Path) -> list[Nearness]:
-    """The main student's forward KL against every other student's.
+    """The main student's forward KL against every other student's, and what else the report asks.
 
     All of them read the same answers, the teacher's, so prompts are drawn in pairs and tokens count once.
 
@@ -36,9 +37,9 @@ def nearness(evaluation: Path) -> list[Nearness]:
     main = main_student(list(distances))
     if main is None:
         return []
-    return [
-        _compare(main, other, distances, tokens) for other in distances if other not in (main, TEACHER)
-    ]  # fmt: skip
+    wanted = [(main, other) for other in distances if other not in (main, TEACHER)]
+    wanted += [(model, other) for model, other, _ in QUESTIONS if model in distances and other in distances]
+    return [_compare(model, other, distances, tokens) for model, other in dict.fromkeys(wanted)]
 
 
 def _compare(

@@ -96,10 +96,11 @@ def _in_short(
     preference: PreferenceSection,
     instructions: InstructionSection,
 ) -> list[tuple[str, str]]:
+    nearness = [one for one in inputs.nearness if one.model == main]
     said = [
         ("What", made(inputs, main, costs.rows, _train_pairs(inputs))),
-        ("Nearness", near(inputs.nearness, inputs.summary)),
-        ("Method", beside(inputs.nearness, inputs.summary)),
+        ("Nearness", near(nearness, inputs.summary)),
+        ("Method", beside(nearness, inputs.summary)),
         ("Preference", preference.claim),
         ("Instructions", instructions.lead),
     ]

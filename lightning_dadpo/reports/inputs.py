@@ -44,7 +44,7 @@ class ReportInputs:
         analysis: `analysis.json`: whether the teacher agrees with the pairs, and what saturates.
         analysis_problems: what kept it from being made.
         evaluation: the evaluation artefact, for where teacher and student differ token by token.
-        nearness: the main student beside every other, paired by prompt.
+        nearness: students beside one another, paired by prompt; the main student beside every other.
         verdicts: the artefact of `dadpo judge`. judge_validations: those of `dadpo validate-judge`.
         ifeval: the artefact of `dadpo ifeval`.
         split: the prompts that students were compared on.

@@ -65,7 +65,7 @@ def _content(inputs: ReportInputs) -> dict[str, Any]:
     page_one = decide(inputs, answers)
     picked, shown, prompts = conversations(answers, page_one.picked)
     maps, map_problems = read_each({"token maps": inputs.evaluation} if inputs.evaluation else {}, read_maps)
-    found = comparisons(inputs.summary)
+    found = comparisons(inputs.summary, inputs.nearness)
     order = list(dict.fromkeys([*inputs.curves, *inputs.predictions]))
     return {
         "inputs": inputs,

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
-    "Column", "COLUMNS", "ESTIMATES", "terminal_table", "display_name", "plain_name", "main_student",
+    "Column", "COLUMNS", "columns", "ESTIMATES", "terminal_table", "display_name", "plain_name", "main_student",
     "format_estimate", "number",
 ]  # fmt: skip
 
@@ -82,7 +82,25 @@ COLUMNS = (
         "KL(model || teacher) on the model's own fresh answers: how much it does that the teacher would not.",
     ),
 )  # fmt: skip
+DISTINCT = (
+    Column(
+        "distinct_1", "Distinct-1", "% of tokens", None, 0, 100.0,
+        "Share of an answer's tokens that are new to it; falls with length, so read it beside the length.",
+    ),
+    Column(
+        "distinct_2", "Distinct-2", "% of pairs", None, 0, 100.0,
+        "The same for pairs of neighbouring tokens.",
+    ),
+)  # fmt: skip
+"""Shown on the page alone, of evaluations that measured them: the terminal has no room."""
 ESTIMATES = tuple(column for column in COLUMNS if column.key in ("forward_kl", "reverse_kl", "teacher_nll"))
+
+
+def columns(summary: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """The columns of the page's table: the distinct shares stand before the distances, where they were measured."""
+    measured = tuple(column for column in DISTINCT if any(column.key in row for row in summary))
+    place = next(at for at, column in enumerate(COLUMNS) if column.key == "teacher_nll")
+    return (*COLUMNS[:place], *measured, *COLUMNS[place:])
 
 
 def display_name(model: str) -> str:

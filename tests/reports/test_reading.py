@@ -5,6 +5,7 @@ import math
 import pytest
 from rich.console import Console
 
+from lightning_dadpo.reports.inputs import Nearness
 from lightning_dadpo.reports.reading import compare, comparisons, headlines
 from lightning_dadpo.reports.table import COLUMNS, format_estimate, terminal_table
 from tests.reports.example import row, summary
@@ -80,3 +81,21 @@ def test_the_terminal_shows_markup_as_text() -> None:
     assert "[red]x[/red]" in text
     assert "[1.157, 1.305]" in text
     assert "nan" in text
+
+
+@pytest.mark.parametrize(
+    ("difference", "state"),
+    [((-0.03, -0.02, -0.01), "better"), ((0.01, 0.02, 0.03), "worse"), ((-0.01, 0.0, 0.02), "overlap")],
+)
+def test_prompt_by_prompt_sees_what_two_intervals_do_not(difference: tuple[float, float, float], state: str) -> None:
+    low, value, high = difference
+    paired = Nearness("dadpo", "dsft", value, low, high, 1.0, 0.9, 1.1)
+    rows = [row("dsft", 1e6, (1.0, 1.0, 1.0)), row("dadpo", 1e6, (1.0, 1.0, 1.0))]
+    (found,) = comparisons(rows, [paired, Nearness("dsft", "dadpo", 9.0, 8.0, 10.0, 1.0, 0.9, 1.1)])
+    assert [verdict.state for verdict in found.verdicts] == ["overlap", state, "overlap"]
+    apart = compare(bounds(0.7, 0.8, 0.9), bounds(1.0, 1.1, 1.2), COLUMN["forward_kl"], paired)
+    assert (apart.state, apart.paired) == ("better", False)
+    (said,) = headlines([found])
+    assert ("Forward KL (prompt by prompt), with 0 outside the 95\u00a0% interval of the difference." in said) == (
+        state != "overlap"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_dadpo.reports.table import COLUMNS, format_estimate
+from lightning_dadpo.reports.table import COLUMNS, columns, format_estimate
 
 
 def test_E4_lengths_stand_beside_the_distances_and_every_estimate_has_its_interval() -> None:
@@ -15,3 +15,9 @@ def test_E4_lengths_stand_beside_the_distances_and_every_estimate_has_its_interv
         shown = format_estimate(row, column)
         assert shown.count("[") == 1
         assert shown.count(",") == 1
+
+
+def test_distinct_shares_are_shown_where_they_were_measured() -> None:
+    keys = [column.key for column in columns([{"model": "dadpo"}, {"model": "teacher", "distinct_2": 0.5}])]
+    assert keys[keys.index("repetition") :] == ["repetition", "distinct_2", "teacher_nll", "forward_kl", "reverse_kl"]
+    assert columns([{"model": "dadpo"}]) == COLUMNS
