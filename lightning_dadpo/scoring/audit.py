@@ -177,6 +177,8 @@ def scores_of(scorer: Scorer, pairs: Sequence[PairRow], device: torch.device | N
 def audit_own_samples(teacher: Scorer, reference: Scorer, pairs: Sequence[PairRow]) -> tuple[float, float]:
     """On the teacher's own samples (the chosen side) the teacher's mean log-prob must exceed the student's.
 
+    That holds for samples that the student was not fine-tuned on; others it may have learnt by heart.
+
     Returns:
         The two means, in nats a response.
 
@@ -187,7 +189,8 @@ def audit_own_samples(teacher: Scorer, reference: Scorer, pairs: Sequence[PairRo
     if not means[0] > means[1]:
         raise AuditError(
             f"audit of the teacher: its own samples get {means[0]:.3f} nats a response from it and {means[1]:.3f} "
-            "from the student; the scores are not this teacher's, or the student has learnt these samples by heart"
+            "from the student; the scores are not this teacher's, or the student has learnt these samples by heart, "
+            "and validation pairs would tell"
         )
     return means[0], means[1]
 

@@ -81,7 +81,9 @@ class CheckScores(L.Callback):
         if "teacher" in pl_module.live:
             self._audit_live_teacher(trainer, pl_module, audit_rows(pairs, LIVE_PAIRS))
         elif "teacher" in pl_module.scorers:
-            self._audit_teacher(pl_module, pairs)
+            # dSFT may have learnt the training answers by heart, and then finds them likelier than their author does
+            unseen: list[PairRow] = trainer.datamodule.rows.get("validation") or pairs  # type: ignore[attr-defined]
+            self._audit_teacher(pl_module, pairs, unseen)
         self._report(trainer, pl_module, pairs)
         for name, scorer in pl_module.scorers.items():
             if name not in pl_module.live:  # refuse a pair without scores now, not at the first validation
@@ -130,7 +132,7 @@ class CheckScores(L.Callback):
         compared = audit_sampler("teacher", asked, rows, ["chosen"], tolerance, exact)
         _say(f"audit of the live teacher: {compared} samples compared with what their sampler saw")
 
-    def _audit_teacher(self, module: PreferenceModule, pairs: list[PairRow]) -> None:
+    def _audit_teacher(self, module: PreferenceModule, pairs: list[PairRow], unseen: list[PairRow]) -> None:
         stored = module.scorers["teacher"]
         if _served(stored):
             _say("the teacher's scores are a server's, which was audited when it gave them")
@@ -149,7 +151,7 @@ class CheckScores(L.Callback):
         if self.chosen_from_teacher and "reference" in module.scorers:
             if "reference" in module.live:
                 return
-            own, students = audit_own_samples(stored, module.scorers["reference"], pairs)
+            own, students = audit_own_samples(stored, module.scorers["reference"], unseen)
             _say(f"its own samples get {own:.2f} nats a response from the teacher, {students:.2f} from the reference")
 
     @staticmethod

@@ -195,6 +195,26 @@ def test_own_samples_that_the_student_finds_likelier_stop_the_run(setup: Setup, 
         start(setup, tmp_path, {"chosen_from_teacher": True}, module)
 
 
+def test_answers_that_the_student_learnt_by_heart_stop_nothing_where_unseen_ones_tell(
+    setup: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, validation = read_pairs(setup.pairs)[:-2], read_pairs(setup.pairs)[-2:]
+    learnt = {pair.pair_id for pair in train}
+
+    def by_heart(rows: list[ScoreRow]) -> list[ScoreRow]:
+        """The teacher finds what was trained on less likely than the student does, and the rest likelier."""
+        return [
+            replace(row, chosen_log_prob=row.chosen_log_prob + (-100 if row.pair_id in learnt else 100)) for row in rows
+        ]
+
+    scores = altered(setup, tmp_path, "teacher", by_heart)
+    pairs = [str(write_artifact(tmp_path / name, "pairs", rows)) for name, rows in (("t", train), ("v", validation))]
+    data = setup.data(train=PairSource(pairs[0]), validation=PairSource(pairs[1]))
+    loop = trainer(tmp_path, [CheckScores()], limit_train_batches=1, limit_val_batches=0)
+    loop.fit(setup.module(**anchors_with(setup, teacher=scores)), datamodule=data)
+    assert "nats a response from the teacher" in capsys.readouterr().out
+
+
 def test_checks_run_on_fresh_runs_alone(setup: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for epochs, path in ((1, None), (2, tmp_path / "checkpoints" / "last.ckpt")):
         loop = trainer(tmp_path, [CheckScores(**IMPORTED), LastCheckpoint()], max_epochs=epochs, limit_val_batches=0)
