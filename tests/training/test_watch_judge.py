@@ -17,6 +17,7 @@ import torch
 
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.judges import Comparison, Judge, Preference
+from lightning_dadpo.models.loading import load_tokenizer
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import Sampled, SamplerSettings
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
@@ -95,10 +96,13 @@ def expected(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {name: value / number for name, value in zip(SHARES, shares, strict=True)}
 
 
-def shapes(student: Any, shown: list[str]) -> dict[str, float]:
-    """Repetition, endings and lengths of what this very student draws, counted by hand."""
+def shapes(home: Path, student: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Repetition, endings and lengths of what this very student draws, in eval mode, counted by hand."""
+    shown = [row["prompt_id"] for row in rows]
     prompts = [ids(int(prompt[1:]), 3 + int(prompt[1:])) for prompt in shown]
     drawn = [one.token_ids for one in TransformersSampler(student, (END_OF_TURN,), SETTINGS).sample(prompts, shown)]
+    tokenizer = load_tokenizer(ModelSpec(str(home / "student")))
+    assert [row["student"] for row in rows] == [tokenizer.decode(one, skip_special_tokens=True) for one in drawn]
     again = total = 0
     for tokens in drawn:
         grams = [tuple(tokens[at : at + 4]) for at in range(len(tokens) - 3)]
@@ -122,7 +126,7 @@ def test_E2_E4_verdicts_equal_those_counted_by_hand(
     for step in (0, 2, 4, 5):
         own = [row for row in rows if row["step"] == step]
         assert len(own) == 6
-        by_hand = expected(own) | shapes(keeper.students[step], [row["prompt_id"] for row in own])
+        by_hand = expected(own) | shapes(home, keeper.students[step], own)
         assert {name: curve(tmp_path, name)[max(0, step - 1)] for name in by_hand} == pytest.approx(by_hand)
         found.append(by_hand)
     assert len({one["val/preference_rate"] for one in found}) > 1
