@@ -198,8 +198,7 @@ def test_own_samples_that_the_student_finds_likelier_stop_the_run(setup: Setup, 
 def test_answers_that_the_student_learnt_by_heart_stop_nothing_where_unseen_ones_tell(
     setup: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train, validation = read_pairs(setup.pairs)[:-2], read_pairs(setup.pairs)[-2:]
-    learnt = {pair.pair_id for pair in train}
+    learnt = {pair.pair_id for pair in read_pairs(setup.pairs) if pair.split == "train"}
 
     def by_heart(rows: list[ScoreRow]) -> list[ScoreRow]:
         """The teacher finds what was trained on less likely than the student does, and the rest likelier."""
@@ -208,10 +207,9 @@ def test_answers_that_the_student_learnt_by_heart_stop_nothing_where_unseen_ones
         ]
 
     scores = altered(setup, tmp_path, "teacher", by_heart)
-    pairs = [str(write_artifact(tmp_path / name, "pairs", rows)) for name, rows in (("t", train), ("v", validation))]
-    data = setup.data(train=PairSource(pairs[0]), validation=PairSource(pairs[1]))
+    sources = {split: PairSource(str(setup.pairs), split) for split in ("train", "validation")}
     loop = trainer(tmp_path, [CheckScores()], limit_train_batches=1, limit_val_batches=0)
-    loop.fit(setup.module(**anchors_with(setup, teacher=scores)), datamodule=data)
+    loop.fit(setup.module(**anchors_with(setup, teacher=scores)), datamodule=setup.data(**sources))
     assert "nats a response from the teacher" in capsys.readouterr().out
 
 
