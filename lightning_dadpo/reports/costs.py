@@ -208,10 +208,7 @@ def _speed(teacher: Speed | None, student: Speed | None) -> str:
     if teacher is None or student is None:
         return "Speed was not measured."
     if not teacher.on_equal_terms(student) or not (teacher.rate > 0 and student.rate > 0):
-        return (
-            "Speed was not measured on equal terms: the two models answered different numbers of prompts at a time, "
-            "so no speed is given here."
-        )
+        return "Speed is not given: the two were not timed on equal terms, with as many prompts at a time."
     return (
         f"Speed while answering the same number of prompts, measured once: teacher {teacher.rate:.0f}, student "
         f"{student.rate:.0f} tokens a second."

@@ -56,7 +56,8 @@ class Decision:
     @property
     def dense(self) -> bool:
         """There is so much to say that one sheet of paper holds it only in smaller letters."""
-        return (self.strips is not None and len(self.strips.rows) > 4) or len(self.risks.seen) > 5
+        said = len(self.risks.seen) + len(self.risks.unchecked) + len(self.notes)
+        return (self.strips is not None and len(self.strips.rows) > 4) or said > 10
 
 
 def decide(inputs: ReportInputs, answers: Mapping[str, Mapping[str, ResponseRow]]) -> Decision:

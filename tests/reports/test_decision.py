@@ -90,7 +90,7 @@ def test_unequal_samplings_give_no_speed_on_page_one(tmp_path: Path) -> None:
     said = json.loads(manifest.read_text())
     said["counts"]["responses"] = 160
     manifest.write_text(json.dumps(said))
-    assert "not measured on equal terms" in cost_section(sized(responses=responses), "dadpo").speed
+    assert "not timed on equal terms" in cost_section(sized(responses=responses), "dadpo").speed
 
 
 def test_durations() -> None:
