@@ -124,6 +124,7 @@ class WatchDistances(L.Callback):
             self._subject = read_subject("teacher", self.teacher, self.teacher_responses, SPLIT)
             if self.judge is not None:
                 check_drawn_alike(self._subject, self.sampler)
+                self.judge.identity()  # a model that is not there is missed now, not after half an epoch
             chosen = sorted(self._subject.rows, key=lambda prompt: content_digest(self.sampler.seed, prompt))
             self._rows = [self._subject.rows[prompt] for prompt in chosen[: self.prompts]]
             if self.reference_responses is not None:

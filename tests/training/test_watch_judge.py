@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lightning_dadpo.errors import ConfigError, DataError
-from lightning_dadpo.evaluation.judges import Comparison, Judge, Preference
+from lightning_dadpo.evaluation.judges import Comparison, Judge, LikelihoodJudge, Preference
 from lightning_dadpo.models.loading import load_tokenizer
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import Sampled, SamplerSettings
@@ -232,8 +232,11 @@ def test_every_rank_takes_part_once_whatever_becomes_of_rank_0(
         assert set(SHARES) <= logged[0].keys()
 
 
-def test_texts_that_were_drawn_otherwise_are_not_judged(home: Path) -> None:
+def test_texts_that_were_drawn_otherwise_and_a_judge_that_is_not_there_are_refused(home: Path) -> None:
     trainer: Any = SimpleNamespace(strategy=None, is_global_zero=True, callbacks=[])
     cooler = watcher(home, sampler=SamplerSettings(temperature=0.3), judge=Taster())
     with pytest.raises(ConfigError, match=r"sampler.temperature 0.3 where the teacher's responses were drawn with 1.0"):
         cooler.setup(trainer, SupervisedModule(ModelSpec(str(home / "student"))), "fit")
+    absent = watcher(home, sampler=SETTINGS, judge=LikelihoodJudge(ModelSpec("./nowhere")))
+    with pytest.raises(ConfigError, match=r"model path './nowhere': no such folder"):
+        absent.setup(trainer, SupervisedModule(ModelSpec(str(home / "student"))), "fit")
