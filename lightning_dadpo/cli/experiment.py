@@ -44,11 +44,14 @@ class FitRecipe:
         configs: YAML files for `dadpo fit -c`.
         settings: the same keys as in those files; these win.
         checkpoint: which checkpoint becomes the model: the last one, or the best by its `monitor`.
+        watch: arguments of the WatchDistances that the pipeline adds: prompts, at_start, or the judge of
+            configs/trainer/watch_judge.yaml; samples are drawn as everywhere in the experiment.
     """
 
     configs: list[str]
     settings: dict = field(default_factory=dict)  # type: ignore[type-arg] # the parser would make objects of Any
     checkpoint: Literal["last", "best"] = "last"
+    watch: dict = field(default_factory=dict)  # type: ignore[type-arg]
 
 
 @dataclass(frozen=True)

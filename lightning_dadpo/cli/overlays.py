@@ -8,6 +8,7 @@ from typing import Any
 from lightning_dadpo.cli.experiment import FitRecipe
 from lightning_dadpo.cli.recipe import merged_settings, shards_the_student
 from lightning_dadpo.models.spec import ModelSpec
+from lightning_dadpo.sampling.base import SamplerSettings
 
 __all__ = ["supervised", "distillation", "preference", "check_scores", "callbacks"]
 
@@ -67,7 +68,12 @@ def check_scores(teacher: ModelSpec, starts_at_reference: bool, chosen_from_teac
 
 
 def callbacks(
-    checks: list[dict[str, Any]], teacher: ModelSpec, answers: str, rejected: str | None, recipe: FitRecipe
+    checks: list[dict[str, Any]],
+    teacher: ModelSpec,
+    answers: str,
+    rejected: str | None,
+    recipe: FitRecipe,
+    sampling: SamplerSettings,
 ) -> dict[str, Any]:
     """What only the pipeline can fill in: the teacher that is audited and the answers to compare with.
 
@@ -76,5 +82,7 @@ def callbacks(
     said = list(checks)
     if not shards_the_student(merged_settings(recipe)):
         watch = {"teacher": asdict(teacher), "teacher_responses": answers, "reference_responses": rejected}
+        if recipe.watch:
+            watch |= {"sampler": asdict(sampling)} | recipe.watch
         said.append({"class_path": "WatchDistances", "init_args": watch})
     return {"trainer": {"callbacks+": said}}

@@ -177,9 +177,8 @@ def plan_first_round(world: World, sides: Sides | None, objectives: dict[str, Fi
 def _distil(world: World, name: str, recipe: FitRecipe, sides: Sides | None) -> ModelSpec:
     rejected = None if sides is None else sides.students
     overlay = overlays.distillation(world.dsft, world.teacher, world.answers, world.planner.experiment.keep_cut)
-    overlay |= overlays.callbacks(
-        [overlays.check_scores(world.teacher, True, True)], world.teacher, world.answers, rejected, recipe
-    )
+    checks, sampling = [overlays.check_scores(world.teacher, True, True)], world.planner.experiment.sampling
+    overlay |= overlays.callbacks(checks, world.teacher, world.answers, rejected, recipe, sampling)
     return ModelSpec(world.planner.fit(name, recipe, overlay, [world.answers])[1])
 
 
@@ -227,7 +226,7 @@ def _train(
     by_text = [scores[anchor] for anchor in said.anchors if anchor in scores]
     checks = [overlays.check_scores(world.teacher, start == reference, said.chosen_from == TEACHER)]
     overlay = overlays.preference(student, pairs, anchors, by_text)
-    overlay |= overlays.callbacks(checks, world.teacher, world.answers, sides.students, recipe)
+    overlay |= overlays.callbacks(checks, world.teacher, world.answers, sides.students, recipe, said.sampling)
     made_with = [world.answers, sides.rejected, sides.pairs]
     training, made = planner.fit(name_in(name, number), recipe, overlay, made_with)
     world.paired.setdefault(name, []).append(sides.pairs)
