@@ -23,7 +23,7 @@ __all__ = ["Fork", "IMPORTED"]
 IMPORTED = [
     f"lightning_dadpo.{module}"
     for module in (
-        "cli.training", "evaluation.evaluate", "models.export", "models.pruning", "sampling.stage",
+        "cli.reporting", "cli.training", "evaluation.evaluate", "models.export", "models.pruning", "sampling.stage",
         "sampling.transformers_sampler", "scoring.stage",
     )
 ]  # fmt: skip

@@ -223,11 +223,11 @@ def _write_settings(path: Path, command: list[str], settings: dict[str, Any]) ->
 
 
 def _start(command: list[str]) -> int:
-    """A stage without a launcher is forked, unless there is a GPU: no process may begin beside another's use of it."""
+    """A stage without a launcher is forked: on Linux, where libraries bear it, and not beside a GPU, which may not."""
     from lightning_dadpo.models.numerics import default_device
 
-    own = command[:3] == _dadpo() and command[3] != "report"  # which imports little
-    return run_stage(command, forked=own and default_device().type == "cpu")
+    own = command[:3] == _dadpo()
+    return run_stage(command, forked=own and sys.platform == "linux" and default_device().type == "cpu")
 
 
 def _track(experiment: Experiment, stage: Stage) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lightning_dadpo.cli import running
@@ -17,6 +18,7 @@ from lightning_dadpo.cli.experiment import read_experiment
 from lightning_dadpo.cli.main import main
 from lightning_dadpo.cli.stages import plan_stages
 from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.models import numerics
 from tests.integration.experiment import write_experiment, write_prompts
 from tests.tiny import tiny_model
 
@@ -78,6 +80,24 @@ def test_an_experiment_says_what_sampling_and_scoring_are_started_with(
         header = (Path(launched.folder) / "settings" / f"{stage.folder.name}.yaml").read_text().splitlines()[0]
         repeated = "# torchrun --standalone --nproc_per_node 2 -m lightning_dadpo " if split else "# dadpo "
         assert header.startswith(f"{repeated}{stage.command} -c ")
+
+
+@pytest.mark.parametrize(
+    ("device", "command", "forked"),
+    [
+        ("cpu", [sys.executable, "-m", "lightning_dadpo", "sample"], True),
+        ("cuda", [sys.executable, "-m", "lightning_dadpo", "sample"], False),
+        ("cpu", ["/bin/torchrun", "-m", "lightning_dadpo", "sample"], False),
+    ],
+)
+def test_only_a_stage_without_launcher_and_gpu_is_forked(
+    device: str, command: list[str], forked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], bool]] = []
+    monkeypatch.setattr(running, "run_stage", lambda command, forked: asked.append((command, forked)) or 0)
+    monkeypatch.setattr(numerics, "default_device", lambda: torch.device(device))
+    assert running._start(command) == 0
+    assert asked == [(command, forked)]
 
 
 def test_the_settings_of_a_recipe_stay_as_they_are_written(tmp_path: Path) -> None:
