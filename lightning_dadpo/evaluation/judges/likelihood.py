@@ -49,6 +49,9 @@ class LikelihoodJudge(ScoringJudge):
     likelihood"). The ids of y are the same behind x and behind o. A judge sees text, so a response that a cap cut is
     read as a whole turn, whose end is unlikely.
 
+    What a conversation tells of a response it tells mostly of its first tokens, so that the mean over tokens favours
+    short ones: hold this judge against people (`dadpo validate-judge`) before it is believed.
+
     A model that is the teacher, or is used in a loss, shares the taste that is being tested: it is no impartial judge.
     The arguments are `ScoringJudge`'s; `tie_margin` is in nats per token.
     """
