@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 
 # Two processes of one thread each: most tests multiply small matrices, where two threads wait for one another.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # A real llama-cpp-python server against transformers; it compiles for 10 to 20 minutes the first time.
 test-server: $(VENV)/.test $(VENV)/.demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,12 @@ def python_module(
     found = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     with tempfile.TemporaryDirectory() as place:
         said = [Path(place) / name for name in ("stdout", "stderr")]
-        status = Fork("tests.commands", [*map(str, said), str(cwd), module, *arguments], found).wait()
+        fork = Fork("tests.commands", [*map(str, said), str(cwd), module, *arguments], found)
+        try:
+            status = fork.wait()
+        except BaseException:  # a test that was stopped
+            fork.send_signal(signal.SIGKILL)
+            raise
         return subprocess.CompletedProcess([module, *arguments], status, *(path.read_text("utf-8") for path in said))
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.commands import python_module
+
 SEED = 11
 STAGES = 17
 
@@ -20,9 +18,7 @@ STAGES = 17
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drill")
-    environment = {**os.environ, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.integration.drill", str(folder), str(SEED)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = python_module("tests.integration.drill", str(folder), str(SEED), WANDB_MODE="disabled")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

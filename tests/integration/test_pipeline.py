@@ -13,21 +13,27 @@ from typing import Any
 import pytest
 import yaml
 
+from lightning_dadpo.cli.main import main
+from tests.commands import dadpo
 from tests.integration.experiment import write_experiment
 
 ROOT = Path(__file__).parents[2]
 MODELS = ["pruned", "dsft", "ddpo", "dadpo", "teacher"]
-ESTIMATES = ["finished", "mean_tokens", "repetition", "teacher_nll", "forward_kl", "reverse_kl"]
+ESTIMATES = [
+    "finished",
+    "mean_tokens",
+    "repetition",
+    "distinct_1",
+    "distinct_2",
+    "teacher_nll",
+    "forward_kl",
+    "reverse_kl",
+]
 
 
 def environment() -> dict[str, str]:
     alone = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return {**os.environ, **alone}
-
-
-def dadpo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lightning_dadpo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), check=False)
 
 
 @dataclass
@@ -51,7 +57,8 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("undisturbed")
     experiment = write_experiment(folder)
-    done = dadpo("run", str(experiment), cwd=folder)
+    command = [sys.executable, "-m", "lightning_dadpo", "run", str(experiment)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment(), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return Finished(folder, experiment, done.stdout)
 
@@ -95,6 +102,16 @@ def test_every_setting_of_a_stage_stands_in_a_file_that_repeats_it(finished: Fin
         text = file.read_text()
         assert text.startswith("# dadpo ")
         assert isinstance(yaml.safe_load(text), dict)
+
+
+@pytest.mark.parametrize("name", ["sample-teacher", "score-teacher"])
+def test_a_stage_that_was_forked_made_what_it_makes_in_a_process_of_its_own(
+    finished: Finished, tmp_path: Path, name: str
+) -> None:
+    made = finished.stage(name)
+    settings = finished.folder / "run" / "settings" / f"{made.name}.yaml"
+    assert main([name.split("-")[0], "-c", str(settings), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "rows.jsonl").read_bytes() == (made / "rows.jsonl").read_bytes()
 
 
 def test_transformers_pipeline_loads_the_student(finished: Finished) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,8 @@ from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.rows import PairRow, ResponseRow, ScoreRow, read_rows
 from lightning_dadpo.models.loading import model_digest
 from lightning_dadpo.models.spec import ModelSpec
+from tests.commands import python_module
 
-ROOT = Path(__file__).parents[2]
 TEACHERS = ("score-teacher", "teacher-scores-dadpo-round2")
 REFERENCES = ("score-reference", "reference-scores-ddpo-round2", "reference-scores-dadpo-round2")
 
@@ -24,9 +21,7 @@ REFERENCES = ("score-reference", "reference-scores-ddpo-round2", "reference-scor
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rounds")
-    environment = {**os.environ, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.integration.rounds", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = python_module("tests.integration.rounds", str(folder), WANDB_MODE="disabled")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

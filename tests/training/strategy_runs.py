@@ -1,4 +1,4 @@
-"""Trainings of one strategy, run as a person would: `python -m tests.training.strategy_runs FOLDER STRATEGY`.
+"""Trainings under some strategies, run as a person would: `python -m tests.training.strategy_runs FOLDER STRATEGY...`.
 
 Lightning starts the second process by repeating the command. Every case writes what it came to.
 """
@@ -219,10 +219,16 @@ def fit(
         (root / "seen.json").write_text(json.dumps(found), "utf-8")
 
 
-def main(folder: Path, name: str) -> None:
-    """Every case in one process after another: importing costs more than training."""
+def main(folder: Path, names: Sequence[str]) -> None:
+    """Every case under every strategy, one after another: importing costs more than training."""
     warnings.simplefilter("ignore")
     setup = Setup(*(folder / place for place in PLACES))
+    for name in names:
+        runs_of(setup, folder, name)
+
+
+def runs_of(setup: Setup, folder: Path, name: str) -> None:
+    """Every case, and one of them killed twice, resumed, and then trained for longer."""
     for case in CASES:
         fit(setup, folder / name / case.name, name, case)
     resumed = folder / name / "resumed"
@@ -235,4 +241,4 @@ def main(folder: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +12,10 @@ from lightning_dadpo.models.export import export_checkpoint
 from lightning_dadpo.models.loading import load_model
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.models.stored_adapters import merge_adapter, read_adapter
+from tests.commands import python_module
 from tests.scoring.example import make_setup
 from tests.training.adapter_runs import main
 
-ROOT = Path(__file__).parents[2]
 STRATEGIES = ["ddp", "fsdp2", "zero2", "zero3"]
 
 
@@ -29,9 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter-strategies")
     make_setup(folder)
     main(folder, ["one"])
-    command = [sys.executable, "-m", "tests.training.adapter_runs", str(folder), *STRATEGIES]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=500)
+    done = python_module("tests.training.adapter_runs", str(folder), *STRATEGIES, DS_ACCELERATOR="cpu")
     assert done.returncode == 0, done.stderr[-5000:]
     return folder
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +15,33 @@ from lightning_dadpo.models.export import export_checkpoint
 from lightning_dadpo.models.loading import load_model
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.training.resuming import check_checkpoint
+from tests.commands import python_module
 from tests.scoring.example import make_response, make_setup, trainer, write_artifact
 from tests.training.strategy_runs import CASES, KILLED, main, strategy_of
 
-ROOT = Path(__file__).parents[2]
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 STRATEGIES = ["ddp", "fsdp2", "zero2", "zero3"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models and scores, and what one process comes to."""
+    """The models and scores, and what one process comes to, and two under each strategy that is installed."""
     folder = tmp_path_factory.mktemp("strategies")
     make_setup(folder)
     write_artifact(folder / "responses", "responses", [make_response(number) for number in range(16)])
-    main(folder, "one")
+    main(folder, ["one"])
+    names = [name for name in STRATEGIES if DEEPSPEED or not name.startswith("zero")]
+    done = python_module("tests.training.strategy_runs", str(folder), *names, DS_ACCELERATOR="cpu")
+    assert done.returncode == 0, done.stderr[-5000:]
     return folder
 
 
-@pytest.fixture(scope="module", params=STRATEGIES)
+@pytest.fixture(params=STRATEGIES)
 def runs(request: pytest.FixtureRequest, folder: Path) -> tuple[Path, str]:
     """What two processes come to."""
     name: str = request.param
-    if name.startswith("zero"):
-        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install 'lightning-dadpo[deepspeed]'")
-    command = [sys.executable, "-m", "tests.training.strategy_runs", str(folder), name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=500)
-    assert done.returncode == 0, done.stderr[-5000:]
+    if name.startswith("zero") and not DEEPSPEED:
+        pytest.skip("DeepSpeed is not installed: pip install 'lightning-dadpo[deepspeed]'")
     return folder, name
 
 

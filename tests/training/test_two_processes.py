@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,8 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from tests.commands import python_module
 from tests.scoring.example import Setup, make_setup, trainer
-
-ROOT = Path(__file__).parents[2]
 
 
 class Steps(L.Callback):
@@ -55,16 +52,8 @@ def train(folder: Path, world_size: int, budget: int) -> None:
 
 
 def in_processes(folder: Path, world_size: int, budget: int) -> None:
-    """Lightning starts the other processes by repeating the script's command."""
-    script = folder / "train.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
-        "from tests.training.test_two_processes import train\n"
-        f"train(Path({str(folder)!r}), {world_size}, {budget})\n",
-        "utf-8",
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    """Lightning starts the other process by repeating the command."""
+    done = python_module("tests.training.test_two_processes", str(folder), str(world_size), str(budget))
     assert done.returncode == 0, done.stderr
 
 
@@ -93,3 +82,7 @@ def test_D1_two_processes_take_the_steps_of_one_whatever_the_budget(tmp_path: Pa
     for rank in ranks:
         for ours, theirs in zip(rank["gradients"], alone["gradients"], strict=True):
             assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), rtol=2e-3, atol=2e-5)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
