@@ -15,7 +15,7 @@ from lightning_dadpo.models.spec import ModelSpec
 __all__ = ["estimate_minutes"]
 
 SHARE_OF_MATMUL_RATE = {"sample": 0.5, "score": 0.55, "train": 0.75}
-SECONDS_A_STAGE = 8.0
+SECONDS_A_STAGE = 3.0
 PROMPT_TOKENS = 55
 UNLIMITED = 256
 """Prompts of a file that is used whole, about as many as are shipped."""
