@@ -21,6 +21,7 @@ from lightning_dadpo.evaluation.benchmarks.mt_bench_file import Question, read_q
 from lightning_dadpo.evaluation.benchmarks.mt_bench_sampling import SPLIT
 from lightning_dadpo.evaluation.benchmarks.responses import Answers, check_one_sampler, read_answers
 from lightning_dadpo.models.chat_completions import ChatAnswer, ChatServer
+from lightning_dadpo.models.openai_server import GOES_ON
 from lightning_dadpo.models.openai_server import Question as Request
 from lightning_dadpo.models.server_spec import ChatServerSpec
 from lightning_dadpo.progress import progress
@@ -67,7 +68,8 @@ def mt_bench(
     `unread` and `empty`; `categories` likewise; `differences` of grades between every two models, paired by question.
 
     An answer without text gets grade 1 unasked, and so does the turn behind it. A reply without a last line
-    `Grade: N` is counted as `unread` and gives no grade.
+    `Grade: N` is counted as `unread` and gives no grade. Answers that the server declines to grade are no rows: the
+    stage ends with an error that says why, and the same command asks again for those.
 
     Args:
         candidates: folders of `mt-bench-sample` by the name of their model.
@@ -80,7 +82,7 @@ def mt_bench(
     Raises:
         ConfigError: a setting is not usable, or the server refuses.
         ArtifactError: answers are incomplete.
-        DataError: answers are to other questions, or none of the replies holds a grade.
+        DataError: answers are to other questions, the server declines some, or none of the replies holds a grade.
     """
     if resamples < 1:
         raise ConfigError(f"resamples {resamples}: expected at least 1")
@@ -152,7 +154,7 @@ def _grade(path: Path, dialogues: list[_Dialogue], server: ChatServer, request: 
             done[_key(row.model, row.question_id, row.turn)] = row
 
         missing = [unit for unit in units if _key(unit[0].model, unit[0].question.question_id, unit[1]) not in done]
-        asked: list[tuple[Unit, list[Request]]] = []
+        asked, declined = list[tuple[Unit, list[Request]]](), list[str]()
         for dialogue, turn in missing:
             if turn <= len(dialogue.answers) and dialogue.answers[turn - 1].text.strip():
                 messages = grading_messages(dialogue.conversation(turn), dialogue.reference(turn))
@@ -163,10 +165,19 @@ def _grade(path: Path, dialogues: list[_Dialogue], server: ChatServer, request: 
         with progress("grading (answers)", len(units), len(units) - len(asked)) as bar:
 
             def tell(unit: Unit, replies: list[ChatAnswer]) -> None:
-                keep(_row(*unit, read_grade(replies[0].text), replies[0].text, "grader"))
+                (reply,) = replies
+                if reply.declined is None:
+                    keep(_row(*unit, read_grade(reply.text), reply.text, "grader"))
+                else:  # no word about the answer: another day, or with more room, it may be graded
+                    declined.append(reply.declined)
                 bar.advance(1)
 
             server.ask(asked, tell)
+    if declined:
+        raise DataError(
+            f"{server.place}: declined to grade {len(declined)} of {len(asked)} answers, the first: {declined[0]}; "
+            f"{GOES_ON}"
+        )
     rows = [done[_key(dialogue.model, dialogue.question.question_id, turn)] for dialogue, turn in units]
     if all(row.grade is None for row in rows):
         raise DataError(f"{server.place}: no reply ends with a line 'Grade: N'; the first ends {rows[0].said[-60:]!r}")

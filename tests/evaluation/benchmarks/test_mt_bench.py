@@ -237,6 +237,24 @@ def test_a_grader_that_gives_no_grade_is_refused(tmp_path: Path) -> None:
         mt_bench({"good": folder}, questions, _spec(endpoint.url), str(tmp_path / "out"))
 
 
+def test_what_the_server_declines_is_no_row_and_is_asked_again(tmp_path: Path) -> None:
+    """A 400 says nothing about the answer: kept as a row, it would be a missing grade for good."""
+    questions, out = _file(tmp_path / "question.jsonl"), str(tmp_path / "out")
+    folder = _answers(tmp_path / "good", GOOD)
+    with FakeChatServer(_grader) as endpoint:
+        endpoint.declines = lambda request: "Two" in request["messages"][-1]["content"]  # both turns of question 111
+        with pytest.raises(DataError, match=r"declined to grade 2 of 6 answers, the first: answered 400: .*no, not"):
+            mt_bench({"good": folder}, questions, _spec(endpoint.url), out)
+        assert not Path(out).exists()
+        assert len(endpoint.asked) == 6
+        endpoint.declines = lambda request: False
+        mt_bench({"good": folder}, questions, _spec(endpoint.url), out)
+        again = [_conversation(body["messages"][-1]["content"])[-1]["content"] for body in endpoint.asked[6:]]
+        assert again == ["Two", "Three"]
+    found = json.loads((tmp_path / "out" / "mt_bench.json").read_text("utf-8"))
+    assert (found["rows"][0]["overall"], found["rows"][0]["unread"]) == (pytest.approx(53 / 6), 0)
+
+
 def test_no_grades_are_no_number() -> None:
     rows = [GradeRow("m", 1, "math", turn, 4 if turn == 1 else None, "grader", 3, True, "") for turn in (1, 2)]
     rows += [GradeRow("n", 1, "math", turn, 5 if turn == 2 else None, "grader", 3, True, "") for turn in (1, 2)]
