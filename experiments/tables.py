@@ -112,6 +112,9 @@ def write() -> None:
         results = json.loads(file.read_text("utf-8"))
         if "kind" in results and (draw := getattr(_report(results), "figures", None)):
             draw(results, file.parent)
+        own = (file.parent / "README.md").read_text("utf-8")
+        if lost := [marker for marker in tables(file.parent.name, results) if f"<!-- results: {marker} -->" not in own]:
+            sys.exit(f"{file.parent / 'README.md'}: has no place for table {lost[0]!r} (<!-- results: {lost[0]} -->)")
         for readme in (ROOT / "README.md", file.parent / "README.md"):
             readme.write_text(written(readme.read_text("utf-8"), file.parent.name, results), "utf-8")
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import yaml
 
-__all__ = ["ROOT", "SEEDS", "Settings", "at", "chosen_rates", "dadpo", "for_seed", "named", "walk"]
+from lightning_dadpo.cli.recipe import merge
+
+__all__ = ["ROOT", "SEEDS", "Settings", "at", "chosen_rates", "dadpo", "for_seed", "judging", "named", "walk"]
 
 ROOT = Path("runs/restore_pruned")
 """Where all of them work: the others take over what restore_pruned has sampled and scored."""
@@ -43,31 +45,49 @@ def dadpo(*arguments: str) -> None:
 
 
 def walk(settings: Settings, name: str) -> Path:
-    """`dadpo run` of an experiment whose methods train side by side; its summary, under the experiment's own name.
+    """`dadpo run` of an experiment whose methods train side by side; what it came to, under the experiment's own name.
 
     The first method's walk makes what all share, so it must be one that needs every anchor's scores; then each core
     walks its part of the methods, which skips that, and a last walk over everything finds all of it and evaluates.
+    The first method stands in every part: what a token-level method is watched beside are the pairs' answers. On a GPU
+    they train one after another.
 
     Args:
         settings: the experiment.
         name: of its files in `ROOT`/settings, and of the summary.
     """
-    kept = ROOT / "summaries" / f"{name}.json"
-    methods = list(settings["objectives"])
-    lanes = max(1, min(os.cpu_count() or 1, len(methods)))
-    shares = [methods[:1], *(methods[lane::lanes] for lane in range(lanes))]
+    methods, until = list(settings["objectives"]), _comparing(settings)
+    lanes = max(1, min(1 if _has_gpu() else os.cpu_count() or 1, len(methods)))
+    shares = [methods[:1], *(list(dict.fromkeys([methods[0], *methods[lane::lanes]])) for lane in range(lanes))]
     files = [_written(settings, f"{name}-part{number}", share) for number, share in enumerate(shares)]
-    dadpo("run", str(files[0]), "--until", "evaluation")
+    dadpo("run", str(files[0]), "--until", until)
     with ThreadPoolExecutor(lanes) as pool:
-        for done in [pool.submit(dadpo, "run", str(file), "--until", "evaluation") for file in files[1:]]:
+        for done in [pool.submit(dadpo, "run", str(file), "--until", until) for file in files[1:]]:
             done.result()
     dadpo("run", str(_written(settings, name, methods)))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(settings["folder"])
+    return _kept(Path(settings["folder"]), ROOT / "summaries" / f"{name}.json")
+
+
+def _comparing(settings: Settings) -> str:
+    """The first stage that compares all methods."""
+    return "judge-validation" if settings.get("people") else "verdicts" if settings.get("judge") else "evaluation"
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _kept(folder: Path, kept: Path) -> Path:
+    """Where the walk's stages are, its summary, and what a judge has said; the next walk there writes its own."""
     index = json.loads((folder / "experiment.json").read_text("utf-8"))
     stages = {stage["name"]: stage["folder"] for stage in index["stages"]}
-    rows = json.loads((folder / "summary.json").read_text("utf-8"))
-    kept.write_text(json.dumps({"stages": stages, "rows": rows}, indent=1) + "\n", "utf-8")
+    found = {"stages": stages, "rows": json.loads((folder / "summary.json").read_text("utf-8"))}
+    if "verdicts" in stages:
+        found["preference"] = json.loads((Path(stages["verdicts"]) / "preference.json").read_text("utf-8"))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return kept
 
 
@@ -89,7 +109,23 @@ def for_seed(seed: int) -> Settings:
     settings["sampling"]["seed"] = seed
     for recipe in (settings["dsft"], *settings["objectives"].values()):
         recipe["settings"]["data"]["init_args"]["seed"] = seed
-    return settings
+    settings["objectives"]["reverse_kl"]["settings"]["model"]["init_args"]["on_policy"]["sampler"]["seed"] = seed
+    return settings | judging()
+
+
+def judging() -> Settings:
+    """`judge` and `people` of an experiment, from the file that JUDGE names; nobody judges without one.
+
+    Raises:
+        SystemExit: there is no such file, or it holds no judge.
+    """
+    name = os.environ.get("JUDGE")
+    if not name:
+        return {}
+    found = yaml.safe_load(Path(name).read_text("utf-8")) if Path(name).is_file() else {}
+    if not isinstance(found, dict) or found.keys() != {"judge", "people"}:
+        sys.exit(f"JUDGE={name}: expected a YAML file with `judge` and `people`, as in the README")
+    return found
 
 
 def at(recipe: Settings, rate: float, **loss: float) -> Settings:
@@ -97,7 +133,7 @@ def at(recipe: Settings, rate: float, **loss: float) -> Settings:
     model: Settings = {"optimizer": {"init_args": {"lr": rate}}}
     if loss:
         model["loss"] = {"init_args": loss}
-    return recipe | {"settings": recipe["settings"] | {"model": {"init_args": model}}}
+    return recipe | {"settings": merge(recipe["settings"], {"model": {"init_args": model}})}
 
 
 def named(method: str, rate: float) -> str:

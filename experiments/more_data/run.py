@@ -24,7 +24,8 @@ METHODS = ("dadpo", "ddpo")
 def sized(prompts: int, rounds: int = 1) -> Settings:
     """The first seed with fewer prompts, or more rounds."""
     settings, rates = for_seed(SEEDS[0]), chosen_rates()
-    settings["prompts"]["train"]["limit"] = prompts
+    if prompts < PROMPTS[-1]:  # all of them are restore_pruned's own, which are not drawn again
+        settings["prompts"]["train"]["limit"] = prompts
     settings["rounds"] = rounds
     settings["objectives"] = {method: at(settings["objectives"][method], rates[method]) for method in METHODS}
     return settings

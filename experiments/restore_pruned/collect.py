@@ -71,6 +71,12 @@ def beside(kind: str, file: str) -> list[dict[str, Any]]:
     return [{"name": path.parent.name} | json.loads(path.read_text("utf-8")) for path in found]
 
 
+def preferences() -> list[dict[str, Any]]:
+    """What a judge said of every seed, where one was asked."""
+    walks = {seed: json.loads(summary(f"seed{seed}").read_text("utf-8")) for seed in SEEDS}
+    return [{"seed": seed} | walk["preference"] for seed, walk in walks.items() if "preference" in walk]
+
+
 def main() -> None:
     """See the module."""
     rows, differences = methods()
@@ -88,7 +94,9 @@ def main() -> None:
         "tuning": tuning(),
         "rows": rows,
         "differences": differences,
+        "selected_by": json.loads((ROOT / "chosen.json").read_text("utf-8"))["by"],
         "judges": beside("judges", "validation.json"),
+        "preference": preferences(),
         "ifeval": beside("ifeval", "ifeval.json"),
     }
     path = Path(__file__).with_name("results.json")

@@ -28,6 +28,7 @@ def tables(results: Results) -> dict[str, str]:
         "restore_pruned differences": _differences(results),
         "restore_pruned tuning": _tuning(results),
         "restore_pruned judges": _judges(results),
+        "restore_pruned preference": _preference(results),
         "restore_pruned ifeval": _ifeval(results),
     }
 
@@ -87,8 +88,22 @@ def _judges(results: Results) -> str:
     for judge in results["judges"]:
         for one in judge["sets"]:
             cells = [cell(one, key, "{:.1%}") for key in ("agreement", "longer_wins")]
-            rows.append([judge["name"], one["name"], str(one["untied"]), *cells, "yes" if judge["passes"] else "no"])
+            name, believed = judge["judge"]["name"], "yes" if judge["passes"] else "no"
+            rows.append([name, one["set"], str(one["untied"]), *cells, believed])
     head = ["judge", "set", "untied pairs", "agrees with people", '"the longer one wins" agrees', "may be believed"]
+    return markdown(head, rows)
+
+
+def _preference(results: Results) -> str:
+    if not results["preference"]:
+        return "Nobody judged: no judge at hand passes, so no preference result is claimed."
+    keys = ("preference_rate", "length_controlled", "longer_wins")
+    rows = [
+        [str(one["seed"]), row["model"], *(cell(row, key, "{:+.1%}") for key in keys), f"{row['mean_tokens']:.1f}"]
+        for one in results["preference"]
+        for row in one["rows"]
+    ]
+    head = ["seed", "method and rate", "preference rate", "at equal length", '"the longer one wins"', "tokens"]
     return markdown(head, rows)
 
 

