@@ -116,7 +116,7 @@ def _before(turns: Sequence[Message]) -> str:
 
 def _answer(row: ResponseRow) -> str:
     text = short(row.text, ANSWER_LETTERS) or "(nothing)"
-    return text if text.endswith(" …") or row.finish_reason == "stop" else f"{text} [cut]"
+    return text if row.finish_reason == "stop" else f"{text} [cut]"
 
 
 def short(text: str, limit: int) -> str:

@@ -135,6 +135,13 @@ def test_what_is_shown_of_a_conversation() -> None:
     assert (one.teacher, one.student) == ("said so [cut]", "(nothing)")
 
 
+@pytest.mark.parametrize(("reason", "end"), [("length", " … [cut]"), ("stop", " …")])
+def test_a_capped_answer_is_marked_also_where_the_page_shortens_it(reason: Any, end: str) -> None:
+    row = ResponseRow("p", "heldout", [Message("user", "a")], [1], [2], "word " * 60, reason, None)
+    (one,) = shown([Pick("p", "middle", 1.0)], {"teacher": {"p": row}, "dadpo": {"p": row}}, "dadpo")
+    assert one.teacher == one.student == " ".join(["word"] * 30) + end
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
