@@ -21,7 +21,7 @@ SHARES = {
     "prompt_strict": "Prompts, strictly", "instruction_strict": "Instructions, strictly",
     "prompt_loose": "Prompts, loosely", "instruction_loose": "Instructions, loosely", "finished": "Finished",
 }  # fmt: skip
-HEAD = ("Model", "Prompts", *SHARES.values(), "Difference to the first")
+HEAD = ("Model", "Prompts", *SHARES.values(), "The first less this one")
 
 
 @dataclass

@@ -23,7 +23,7 @@ ESTIMATES = {
     "win": "Win", "tie": "Tie", "lose": "Lose", "preference_rate": "Preference rate", "longer_wins": "Longer wins",
     "length_controlled": "At equal length", "consistent": "Same in both orders",
 }  # fmt: skip
-TOKENS = {"mean_tokens": "Length", "opponent_mean_tokens": "Opponent's length"}
+TOKENS = {"mean_tokens": "Mean tokens", "opponent_mean_tokens": "Opponent's mean tokens"}
 HEAD = ("Model", "Prompts", *ESTIMATES.values(), *TOKENS.values())
 
 
@@ -180,9 +180,9 @@ def _claim(section: PreferenceSection, row: Mapping[str, Any]) -> None:
     section.claim = f"The judge {seen}: wins less losses come to {rate} of 100; 0 is a draw."
     shares = [number(row, key) for key in ("win", "tie", "lose")]
     section.rate = (
-        f"At equal length it would be {points_of(row, 'length_controlled')}. Always taking the longer answer comes "
-        f"to {points_of(row, 'longer_wins')}; mean lengths {_tokens(row, 'mean_tokens')} against "
-        f"{_tokens(row, 'opponent_mean_tokens')} tokens."
+        f"With equally many characters it would be {points_of(row, 'length_controlled')}. Always taking the answer "
+        f"with more characters comes to {points_of(row, 'longer_wins')}; mean lengths in tokens: "
+        f"{_tokens(row, 'mean_tokens')} against {_tokens(row, 'opponent_mean_tokens')}."
     )
     if all(share is not None and math.isfinite(share) for share in shares):
         win, tie, lose = (round(100 * (share or 0.0), 2) for share in shares)
@@ -261,7 +261,7 @@ def _trust(sets: Sequence[Mapping[str, Any]]) -> str:
     if row := by_name.get("PandaLM"):
         said.append(
             f"{percent_of(row, 'agreement')} of everyday comparisons (PandaLM), where always taking the longer answer "
-            f"agrees in {percent_of(row, 'longer_wins')}"
+            f"(in characters) agrees in {percent_of(row, 'longer_wins')}"
         )
     if row := by_name.get("LLMBar"):
         said.append(

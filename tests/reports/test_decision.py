@@ -20,6 +20,7 @@ from lightning_dadpo.reports import ReportInputs, write_report
 from lightning_dadpo.reports.costs import Speed, cost_section, duration, read_weights
 from lightning_dadpo.reports.in_short import beside, made, near
 from lightning_dadpo.reports.inputs import Nearness
+from lightning_dadpo.reports.instructions import HEAD as INSTRUCTION_HEAD
 from lightning_dadpo.reports.instructions import NOT_RUN, instruction_section
 from lightning_dadpo.reports.picked import Pick, picks, read_own_distances, short, shown
 from lightning_dadpo.reports.preference import NO_CLAIM, PreferenceSection, preference_section
@@ -258,10 +259,13 @@ def test_a_judge_that_passed_is_believed(tmp_path: Path, rate: float, said: str)
     assert found.bar is not None
     assert found.bar.widths == pytest.approx((20.0, 35.0, 20 - 100 * rate))
     assert (
-        "in 80\u00a0% [74, 86] of everyday comparisons (PandaLM), where always taking the longer answer agrees in 68"
-        in (found.trust)
+        "in 80\u00a0% [74, 86] of everyday comparisons (PandaLM), where always taking the longer answer "
+        "(in characters) agrees in 68" in (found.trust)
     )
-    assert "mean lengths 38 against 41 tokens" in found.rate
+    points = f"{100 * (rate + 0.05):+.0f} points".replace("-", "−")
+    assert found.rate.startswith(f"With equally many characters it would be {points} [")
+    assert "Always taking the answer with more characters comes to −40 points" in found.rate
+    assert found.rate.endswith("mean lengths in tokens: 38 against 41.")
     assert found.rows[0][:2] == ["pruned", "48"]
     assert found.differences[0] == ["pruned", "dSFT", "−10 points [−16, −4]", "lower"]
 
@@ -323,6 +327,7 @@ def test_instructions_followed(tmp_path: Path) -> None:
     )
     shares = [f"{value}\u00a0% [{value - 6}, {value + 6}]" for value in (20, 30, 25, 35, 70)]
     assert found.rows[1] == ["teacher", "541", *shares, "−10 points [−16, −4]"]
+    assert INSTRUCTION_HEAD[-1] == "The first less this one"  # the student, named first, less the teacher
     assert found.left_out == 1
     assert instruction_section(None, "dadpo").lead == NOT_RUN
     (tmp_path / "ifeval" / "ifeval.json").write_text("{}")
