@@ -63,15 +63,15 @@ def summarise(rows: Sequence[GradeRow], resamples: int) -> dict[str, Any]:
 
 def _line(said: dict[str, Any], rows: list[GradeRow], resamples: int) -> dict[str, Any]:
     graded = [row for row in rows if row.grade is not None]
-    questions = sorted({row.question_id for row in rows})
     counts = {
-        "questions": len(questions),
+        "questions": _questions(rows),
+        "graded": _questions(graded),
         "unread": len(rows) - len(graded),
         "empty": sum(row.graded_by == "rule" for row in rows),
     }
 
     def mean(units: list[GradeRow], number: Number) -> Interval | None:
-        return _mean_by_question(questions, [(row.question_id, float(number(row))) for row in units], resamples)
+        return _mean_by_question([(row.question_id, float(number(row))) for row in units], resamples)
 
     estimates = {
         name: mean([row for row in graded if row.turn in turns], lambda row: row.grade or 0)
@@ -83,16 +83,22 @@ def _line(said: dict[str, Any], rows: list[GradeRow], resamples: int) -> dict[st
     return {**said, **counts, **with_interval(estimates)}
 
 
-def _mean_by_question(questions: list[int], numbers: list[tuple[int, float]], resamples: int) -> Interval | None:
-    """The mean of numbers that belong to questions; a question without any weighs nothing. None of no numbers."""
+def _questions(rows: Sequence[GradeRow]) -> int:
+    return len({row.question_id for row in rows})
+
+
+def _mean_by_question(numbers: Sequence[tuple[int, float]], resamples: int) -> Interval | None:
+    """The mean of numbers that belong to questions; None of no numbers.
+
+    Only questions that have a number are drawn: a draw of questions without any would be 0, which is no grade.
+    """
     if not numbers:
         return None
-    place = {question: at for at, question in enumerate(questions)}
-    sums, counts = [0.0] * len(questions), [0] * len(questions)
-    for question, number in numbers:
-        sums[place[question]] += number
-        counts[place[question]] += 1
-    return ratio_interval(sums, counts, resamples=resamples)
+    by_question: dict[int, list[float]] = {}
+    for question, number in sorted(numbers):
+        by_question.setdefault(question, []).append(number)
+    groups = by_question.values()
+    return ratio_interval([sum(one) for one in groups], [len(one) for one in groups], resamples=resamples)
 
 
 def _difference(name: str, own: list[GradeRow], other: str, theirs: list[GradeRow], resamples: int) -> dict[str, Any]:
@@ -100,9 +106,9 @@ def _difference(name: str, own: list[GradeRow], other: str, theirs: list[GradeRo
     by_unit = {(row.question_id, row.turn): row.grade for row in theirs}
     pairs = [(row, by_unit[row.question_id, row.turn]) for row in own]
     both = [(row, float(row.grade - grade)) for row, grade in pairs if row.grade is not None and grade is not None]
-    questions = sorted({row.question_id for row in own})
     estimates = {
-        key: _mean_by_question(questions, [(row.question_id, gap) for row, gap in both if row.turn in turns], resamples)
+        key: _mean_by_question([(row.question_id, gap) for row, gap in both if row.turn in turns], resamples)
         for key, turns in TURNS.items()
     }
-    return {"model": name, "other": other, "questions": len(questions), **with_interval(estimates)}
+    counts = {"questions": _questions(own), "graded": _questions([row for row, _ in both])}
+    return {"model": name, "other": other, **counts, **with_interval(estimates)}

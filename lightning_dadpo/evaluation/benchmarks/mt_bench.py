@@ -64,8 +64,9 @@ def mt_bench(
 
     Makes an artefact of kind "mt-bench": `rows.jsonl`, a row a model, question and turn with the grader's words, and
     `mt_bench.json`: `grader`; `rows`, one a model, with the mean grades X = `overall`, `turn_1`, `turn_2` and
-    `mean_tokens_1`, `mean_tokens_2`, `finished`, each with `X_low` and `X_high` (95 %, bootstrap over questions),
-    `unread` and `empty`; `categories` likewise; `differences` of grades between every two models, paired by question.
+    `mean_tokens_1`, `mean_tokens_2`, `finished`, each with `X_low` and `X_high` (95 %, bootstrap over the
+    questions that have a grade, `graded` of `questions`), `unread` and `empty`; `categories` likewise; `differences` of
+    grades between every two models, paired by question, over those that have a grade on both sides.
 
     An answer without text gets grade 1 unasked, and so does the turn behind it. A reply without a last line
     `Grade: N` is counted as `unread` and gives no grade. Answers that the server declines to grade are no rows: the
@@ -208,7 +209,8 @@ def _said(line: dict[str, Any], grader: str) -> str:
     if line["overall"] is None:
         return f"{line['model']}: MT-bench, no grade{unread}"
     grades = f"{line['overall']:.2f} [{line['overall_low']:.2f}, {line['overall_high']:.2f}] of 10"
-    return f"{line['model']}: MT-bench {grades}, {line['questions']} questions, graded by {grader}{unread}"
+    questions = f"{line['graded']} of {line['questions']} questions"
+    return f"{line['model']}: MT-bench {grades}, {questions}, graded by {grader}{unread}"
 
 
 def _say_cost(server: ChatServer, asked: list[tuple[Unit, list[Request]]]) -> None:

@@ -142,7 +142,7 @@ def test_a_grader_grades_both_turns(tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "mt-bench: 10 answers to grade, one call each to server http://127.0.0.1:" in said
     assert "bad: MT-bench 1.40 [" in said
-    assert "3 questions, graded by grader-1; 1 replies held no grade" in said
+    assert "3 of 3 questions, graded by grader-1; 1 replies held no grade" in said
     assert all(body["model"] == "grader-1" and body["temperature"] == 0 for body in asked)
 
     found = json.loads((out / "mt_bench.json").read_text("utf-8"))
@@ -261,6 +261,28 @@ def test_no_grades_are_no_number() -> None:
     found = summarise(rows, 10)
     assert (found["rows"][0]["turn_1"], found["rows"][0]["turn_2"], found["rows"][0]["turn_2_low"]) == (4.0, None, None)
     assert found["differences"][0]["overall"] is None
+
+
+def test_questions_without_a_grade_are_not_drawn() -> None:
+    """Planted: drawn, they make draws of nothing but themselves, which count as grade 0 on a scale from 1."""
+
+    def rows(model: str, grades: dict[int, tuple[int, int]]) -> list[GradeRow]:
+        units = [(at, turn, grades.get(at, (None, None))[turn - 1]) for at in range(10) for turn in (1, 2)]
+        return [GradeRow(model, at, "math", turn, grade, "grader", 3, True, "") for at, turn, grade in units]
+
+    found = summarise(rows("a", {1: (9, 9), 4: (8, 8), 7: (9, 8)}) + rows("b", {0: (9, 9), 4: (3, 4), 7: (5, 6)}), 2000)
+    first, difference = found["rows"][0], found["differences"][0]
+    assert (first["questions"], first["graded"], first["unread"]) == (10, 3, 14)
+    wanted = expected_ratio([18, 16, 17], [2, 2, 2], 2000)
+    assert (first["overall"], first["overall_low"], first["overall_high"]) == pytest.approx(wanted, abs=1e-12)
+    assert wanted == pytest.approx((8.5, 8.0, 9.0))
+    category = {name: one for name, one in found["categories"][0].items() if name != "category"}
+    assert category == first
+    assert (difference["questions"], difference["graded"]) == (10, 2)  # question 4: 5 and 4, question 7: 4 and 2
+    wanted = expected_ratio([9, 6], [2, 2], 2000)
+    gap = (difference["overall"], difference["overall_low"], difference["overall_high"])
+    assert gap == pytest.approx(wanted, abs=1e-12)
+    assert wanted == pytest.approx((15 / 4, 3.0, 4.5))
 
 
 @pytest.mark.parametrize(
