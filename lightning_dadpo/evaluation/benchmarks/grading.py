@@ -1,7 +1,8 @@
 """Single-answer grading: what a grader is asked about one answer, and what is read from its reply.
 
 The prompt was written for this project. The conversation goes to the grader as JSON, so that no answer can end the
-material and begin an instruction; what an answer says of its own grade is inside a string.
+material and begin an instruction; what an answer says of its own grade is inside a string. A space is put into what
+could be read as a special token, which would end the grader's own turn.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from lightning_dadpo.data.rows import Message, content_digest
+from lightning_dadpo.evaluation.spellings import SPECIAL, harmless
 
 __all__ = ["grading_messages", "read_grade", "prompt_digest", "LOWEST", "HIGHEST"]
 
@@ -46,9 +47,10 @@ def grading_messages(conversation: Sequence[Message], reference: str | None) -> 
         conversation: turns up to and with the answer to grade.
         reference: a right answer to the last question, where there is one.
     """
-    parts = [TASK, json.dumps([asdict(message) for message in conversation], ensure_ascii=False, indent=1)]
+    turns = [{"role": message.role, "content": harmless(message.content)} for message in conversation]
+    parts = [TASK, json.dumps(turns, ensure_ascii=False, indent=1)]
     if reference is not None:
-        parts.append(REFERENCE + json.dumps(reference, ensure_ascii=False))
+        parts.append(REFERENCE + json.dumps(harmless(reference), ensure_ascii=False))
     return [{"role": "user", "content": "\n".join([*parts, "", FORM])}]
 
 
@@ -61,4 +63,4 @@ def read_grade(said: str) -> int | None:
 
 def prompt_digest() -> str:
     """Changes with the prompt."""
-    return content_digest(TASK, REFERENCE, FORM)
+    return content_digest(TASK, REFERENCE, FORM, SPECIAL.pattern)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from hashlib import sha256
 from typing import Any
 
 from lightning_dadpo.data.rows import content_digest
 from lightning_dadpo.evaluation.judges.base import Comparison, Preference
+from lightning_dadpo.evaluation.spellings import SPECIAL, harmless
 
 __all__ = ["PROMPT_DIGEST", "read_verdict", "verdict_messages"]
 
@@ -35,10 +35,6 @@ REMINDER = "Your last reply was none of these three words. Reply with exactly on
 
 WORDS: dict[str, Preference] = {"FIRST": "first", "SECOND": "second", "TIE": "tie"}
 
-SPECIAL = re.compile(r"<(?=[|\uff5c])|<(?=/?(?:s|bos|eos|start_of_turn|end_of_turn)>)|\[(?=/?INST\])")
-"""Beginnings of what common chat templates' special tokens are spelled as. A server may read the spelling for the token
-(trap A13), and its tokenizer is not at hand."""
-
 
 def verdict_messages(comparison: Comparison, again: bool = False) -> list[dict[str, str]]:
     """The messages of a request.
@@ -51,10 +47,10 @@ def verdict_messages(comparison: Comparison, again: bool = False) -> list[dict[s
         again: the last reply could not be read.
     """
     code = _code(comparison)
-    turns = "\n".join(f"[{turn.role} {code}]\n{_harmless(turn.content)}" for turn in comparison.messages)
+    turns = "\n".join(f"[{turn.role} {code}]\n{harmless(turn.content)}" for turn in comparison.messages)
     quoted = (("conversation", turns), ("first answer", comparison.first), ("second answer", comparison.second))
     asked = [f"The code is {code}."]
-    asked += [f"<<<{name} {code}>>>\n{_harmless(text)}\n<<<end of {name} {code}>>>" for name, text in quoted]
+    asked += [f"<<<{name} {code}>>>\n{harmless(text)}\n<<<end of {name} {code}>>>" for name, text in quoted]
     asked += [QUESTION, REMINDER] if again else [QUESTION]
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": "\n\n".join(asked)}]
 
@@ -67,10 +63,6 @@ def read_verdict(reply: str) -> Preference | None:
 def _code(comparison: Comparison) -> str:
     said: list[Any] = [[turn.role, turn.content] for turn in comparison.messages]
     return sha256(content_digest(said, sorted([comparison.first, comparison.second])).encode()).hexdigest()[:12]
-
-
-def _harmless(text: str) -> str:
-    return SPECIAL.sub(lambda found: f"{found.group()} ", text)
 
 
 PROMPT_DIGEST = content_digest(INSTRUCTIONS, QUESTION, REMINDER, SPECIAL.pattern)
