@@ -13,7 +13,8 @@ import yaml
 from lightning_dadpo.cli.analysing import write_analysis
 from lightning_dadpo.cli.nearness import nearness
 from lightning_dadpo.data.artifacts import read_manifest
-from lightning_dadpo.errors import ArtifactError, DadpoError
+from lightning_dadpo.errors import ArtifactError, ConfigError, DadpoError
+from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.reports.inputs import Nearness, ReportInputs
 from lightning_dadpo.reports.page import write_report
 
@@ -109,12 +110,24 @@ def _split(evaluation: Path | None) -> str:
 
 
 def _models(folders: dict[str, Path], said: dict[str, Any]) -> dict[str, Path]:
-    """Model name -> its folder, of those that are on this machine."""
-    given = {"teacher": (said.get("teacher") or {}).get("path"), "initial": (said.get("student") or {}).get("path")}
-    found = {name: Path(path).expanduser() for name, path in given.items() if path}
-    found |= {name: path for name, path in folders.items() if name in ("teacher", "pruned")}
+    """Model name -> its folder or GGUF file, of those that are on this machine.
+
+    A model given as a GGUF file is that file; what the stages run on is its export, whose size is not the model's.
+    """
+    found = {name: path for name, path in folders.items() if name in ("teacher", "pruned")}
     found |= _named(folders, "model-")
-    return {name: path for name, path in found.items() if path.is_dir()}
+    given = {"teacher": said.get("teacher"), "initial": said.get("student")}
+    found |= {name: _weights(spec) for name, spec in given.items() if spec}
+    return {name: path for name, path in found.items() if path.exists()}
+
+
+def _weights(spec: dict[str, Any]) -> Path:
+    """Where a model's weights are, or would be."""
+    try:
+        folder = Path(ModelSpec(spec["path"]).location())
+    except ConfigError:  # no such folder or package here
+        folder = Path(spec["path"])
+    return folder / spec["gguf_file"] if spec.get("gguf_file") else folder
 
 
 def _model_name(spec: dict[str, Any] | None) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,36 +13,11 @@ from lightning_dadpo.errors import DataError
 from lightning_dadpo.reports.inputs import ReportInputs
 from lightning_dadpo.reports.sources import read_each
 from lightning_dadpo.reports.table import TEACHER, display_name, number
+from lightning_dadpo.reports.weights import Weights, read_weights
 
-__all__ = ["CostRow", "CostSection", "Speed", "Weights", "cost_section", "read_speed", "read_weights", "duration"]
+__all__ = ["CostRow", "CostSection", "Speed", "cost_section", "read_speed", "duration"]
 
 UNKNOWN = "not known"
-HEADER_LIMIT = 1 << 27
-"""No header of a model is longer; a longer one is a broken file."""
-FORMATS = {
-    "F64": "64-bit", "F32": "32-bit", "F16": "16-bit", "BF16": "16-bit", "F8_E4M3": "8-bit", "F8_E5M2": "8-bit",
-    "I8": "8-bit", "U8": "8-bit",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The weight files of a model's folder.
-
-    Attributes:
-        size: bytes on disk of all of them.
-        formats: numbers stored, by the format's name in the files (F32, BF16 ...).
-    """
-
-    size: int
-    formats: dict[str, int]
-
-    @property
-    def words(self) -> str:
-        """The formats that hold at least a hundredth of the numbers: `32-bit`."""
-        total = sum(self.formats.values())
-        main = [name for name, count in self.formats.items() if count * 100 >= total]
-        return " and ".join(dict.fromkeys(FORMATS.get(name, name) for name in main))
 
 
 @dataclass(frozen=True)
@@ -82,44 +54,14 @@ class CostRow:
 
 @dataclass
 class CostSection:
-    """Rows for page one, a sentence on speed and one on what making it took; every sampling for the engineer."""
+    """Rows for page one, sentences on files, speed and what making it took; every sampling for the engineer."""
 
     rows: list[CostRow] = field(default_factory=list)
+    files: str = ""
     speed: str = ""
     making: str = ""
     samplings: list[list[str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-
-
-def read_weights(folder: Path) -> Weights:
-    """Size and number formats, from the files themselves; nothing is loaded.
-
-    Raises:
-        DataError: the folder has no safetensors files, or one has no readable header.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise DataError(f"{folder}: no .safetensors files, so its size is not known")
-    formats: Counter[str] = Counter()
-    for path in files:
-        for tensor in _header(path).values():
-            formats[str(tensor["dtype"])] += math.prod(tensor["shape"])
-    return Weights(sum(path.stat().st_size for path in files), dict(formats))
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The tensors that a safetensors file lists: eight bytes of length, then JSON (the format's own description)."""
-    with path.open("rb") as file:
-        try:
-            (length,) = struct.unpack("<Q", file.read(8))
-            found: Any = json.loads(file.read(length)) if length <= HEADER_LIMIT else {}
-            tensors = {name: one for name, one in found.items() if name != "__metadata__"}
-            numbers = [math.prod(one["shape"]) for one in tensors.values() if isinstance(one["dtype"], str)]
-            if not numbers:
-                raise ValueError("no tensors")
-        except (struct.error, ValueError, AttributeError, KeyError, TypeError):
-            raise DataError(f"{path}: not a safetensors file") from None
-    return tensors
 
 
 def read_speed(folder: Path) -> Speed:
@@ -159,6 +101,7 @@ def cost_section(inputs: ReportInputs, student: str | None) -> CostSection:
         _row("Memory, weights alone", _times(counts, 2), _bytes, "computed"),
         _row("Work per token", _times(counts, 2), _operations, "computed"),
     ]
+    section.files = _formats(files, _share(counts))
     section.speed = _speed(speeds.get(TEACHER), speeds.get(student))
     return section
 
@@ -186,6 +129,19 @@ def _disk(files: Sequence[Weights | None]) -> CostRow:
     teacher, student = (UNKNOWN if one is None else f"{_bytes(one.size)} ({one.words})" for one in files)
     share = _share([None if one is None else one.size for one in files])
     return CostRow("Files on disk", teacher, student, share, "measured")
+
+
+def _formats(files: Sequence[Weights | None], share: str) -> str:
+    """What keeps two sizes on disk from comparing the models; nothing where they do.
+
+    Args:
+        files: of teacher and student. share: of parameters, the student's of the teacher's.
+    """
+    teacher, student = files
+    if teacher is None or student is None or teacher.words == student.words:
+        return ""
+    alike = "" if share == UNKNOWN else f"; in the same one the student's would take about {share} of the teacher's"
+    return f"The files on disk differ in format{alike}."
 
 
 def _three(value: float) -> str:

@@ -48,7 +48,7 @@ class ReportInputs:
         verdicts: the artefact of `dadpo judge`. judge_validations: those of `dadpo validate-judge`.
         ifeval: the artefact of `dadpo ifeval`.
         split: the prompts that students were compared on.
-        models: model name -> its folder, where the files can be measured.
+        models: model name -> its folder or its GGUF file, where they can be measured.
         teacher_name: what the teacher is called. student_origin: where the student came from, in a few words.
         rounds: `rounds.json` of an experiment with several.
         predictions: run name -> JSONL with `pair_id`, `margin`, `chosen_reward` and `rejected_reward` in nats.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,29 @@ def test_a_smaller_model_of_its_own_and_no_judge(tmp_path: Path) -> None:
     assert "<h1>Qwen2.5-1.5B, taught by Qwen2.5-7B-Instruct</h1>" in text
     assert "was distilled into the smaller model Qwen2.5-1.5B" in text
     assert "no judge compared the answers" in text
+
+
+def test_a_teacher_in_a_gguf_file_is_measured_as_that_file(tmp_path: Path) -> None:
+    """Named after the file of 4-bit numbers, and sized by it, not by the 32-bit export that the stages run on."""
+    file = example.gguf_model(tmp_path / "given" / "Small.Q4_1.gguf", 2000)
+    export = tmp_path / "teacher-1f"
+    with draft(export, "model", {}) as work:
+        example.model(work.path, 1000)
+    write_experiment(
+        tmp_path, {"teacher": {"path": str(file.parent), "gguf_file": file.name}}, ("teacher", "export", export)
+    )
+    text = report(str(tmp_path)).read_text("utf-8").split("Behind page one", 1)[0]
+    row = " ".join(re.sub(r"<[^>]*>", " ", text.split("Files on disk", 1)[1].split("</tr>", 1)[0]).split())
+    size = f"{file.stat().st_size / 1e3:.3g}"
+    assert row.startswith(f"Teacher {size} kB (4-bit and 8-bit GGUF) Student ")
+    assert "kB (32-bit)" in row
+    assert "The files on disk differ in format; in the same one the student's would take about 79" in html.unescape(
+        text
+    )
+    file.unlink()
+    row = report(str(tmp_path)).read_text("utf-8").split("Files on disk", 1)[1].split("</tr>", 1)[0]
+    assert "GGUF" not in row
+    assert "not known" in row
 
 
 def test_a_broken_evaluation_becomes_a_sentence(tmp_path: Path) -> None:

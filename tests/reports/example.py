@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lightning_dadpo.data.analysis import (
     Agreement,
     Analysis,
@@ -118,6 +120,21 @@ def model(folder: Path, numbers: int, form: str = "F32") -> Path:
     header = json.dumps({"__metadata__": {}, "head.weight": {"dtype": form, "shape": [2, numbers // 2]}}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     return folder
+
+
+def gguf_model(path: Path, blocks: int) -> Path:
+    """A GGUF file of so many blocks of 32 numbers in 4 bits, 20 bytes each, and as many numbers in 8 bits."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(path, "llama")
+    for name, kind, size in (("body", GGMLQuantizationType.Q4_1, 20), ("head", GGMLQuantizationType.Q8_0, 34)):
+        writer.add_tensor(name, np.zeros((blocks, size), np.uint8), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def responses(folder: Path, model: str, text: str | None = None) -> Path:

@@ -17,7 +17,7 @@ from lightning_dadpo.data.artifacts import Manifest
 from lightning_dadpo.data.rows import Message, ResponseRow
 from lightning_dadpo.errors import DataError
 from lightning_dadpo.reports import ReportInputs, write_report
-from lightning_dadpo.reports.costs import Speed, cost_section, duration, read_weights
+from lightning_dadpo.reports.costs import Speed, cost_section, duration
 from lightning_dadpo.reports.in_short import beside, made, near
 from lightning_dadpo.reports.inputs import Nearness
 from lightning_dadpo.reports.instructions import HEAD as INSTRUCTION_HEAD
@@ -34,24 +34,6 @@ def sized(**changes: Any) -> ReportInputs:
     """A teacher of 2.5 billion parameters in 32 bits, a student of 500 million in 16."""
     rows = [{"model": "dadpo", "parameters": 500_000_000}, {"model": "teacher", "parameters": 2_500_000_000}]
     return replace(ReportInputs(title="t", experiment="e", summary=rows), **changes)
-
-
-def test_sizes_are_the_files_own(tmp_path: Path) -> None:
-    folder = example.model(tmp_path / "one", 1000, "BF16")
-    (folder / "model-2.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + bytes(2000))
-    found = read_weights(folder)
-    assert found.size == sum(path.stat().st_size for path in folder.iterdir())
-    assert found.formats == {"BF16": 2000}
-    assert found.words == "16-bit"
-
-
-@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]"])
-def test_a_broken_weight_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(DataError, match=r"model\.safetensors: not a safetensors file"):
-        read_weights(tmp_path)
-    with pytest.raises(DataError, match=r"no \.safetensors files"):
-        read_weights(tmp_path / "nowhere")
 
 
 def test_costs_by_hand(tmp_path: Path) -> None:
@@ -71,7 +53,12 @@ def test_the_share_on_disk_is_of_bytes_not_of_parameters(tmp_path: Path) -> None
     for name, size in (("teacher", 4_000_000), ("dadpo", 1_000_000)):
         with (models[name] / "model.safetensors").open("r+b") as file:
             file.truncate(size)
-    row = cost_section(sized(models=models), "dadpo").rows[1]
+    section = cost_section(sized(models=models), "dadpo")
+    row = section.rows[1]
+    assert section.files == (
+        "The files on disk differ in format; in the same one the student's would take about 20\u00a0% of the teacher's."
+    )
+    assert cost_section(sized(models=dict.fromkeys(models, models["dadpo"])), "dadpo").files == ""
     assert (row.teacher, row.student, row.share) == ("4\u00a0MB (32-bit)", "1\u00a0MB (16-bit)", "25\u00a0%")
 
 
