@@ -15,11 +15,17 @@ from lightning_dadpo.errors import DataError
 from lightning_dadpo.evaluation.judges import Comparison, Judge, Preference
 from lightning_dadpo.progress import progress
 
-__all__ = ["InBothOrders", "Judged", "ask", "both_orders", "judged_rows"]
+__all__ = ["UNREADABLE", "InBothOrders", "Judged", "ask", "both_orders", "judged_rows", "refuse_unreadable"]
 
 Row = TypeVar("Row")
 
 CALLS = "calls.jsonl"
+UNREADABLE = "unreadable"
+"""Among a judge's counts: comparisons that it could not read. The others say what was asked for."""
+
+ENOUGH_TO_REFUSE = 64
+"""Comparisons after which a judge that cannot read most of them is not asked about the rest."""
+
 OTHER: dict[Preference, Preference] = {"first": "second", "second": "first", "tie": "tie"}
 """A preference among two responses, as it is called once they are swapped."""
 
@@ -38,7 +44,14 @@ class InBothOrders(NamedTuple):
 
 @dataclass(frozen=True)
 class Judged(Generic[Row]):
-    """Rows in the order of their comparisons, and what the judge counted on the way."""
+    """Rows in the order of their comparisons, and what the judge counted on the way.
+
+    Attributes:
+        rows: one a comparison.
+        counts: `unreadable` ones among the comparisons of these rows. All else, such as calls and tokens, is summed
+            over everything that was asked, also twice and also in vain; only of the window during which a process was
+            killed outright, without a chance to write, is nothing known.
+    """
 
     rows: list[Row]
     counts: dict[str, int]
@@ -65,7 +78,8 @@ def judged_rows(
     What it will cost is said before the judge is asked.
 
     Args:
-        path: JSONL file of rows, written a window at a time; `calls.jsonl` beside it holds what the judge counted.
+        path: JSONL file of rows, written a window at a time; `calls.jsonl` beside it holds what the judge counted. A
+            refused judge leaves no rows: a restart asks again, though not for what the judge keeps itself.
         row_type: its dataclass.
         key: the comparison_id of a row.
         judge: who decides.
@@ -73,29 +87,72 @@ def judged_rows(
             a comparison's company may decide a close call.
         to_row: a comparison with what was said of it, as a row.
 
+    Raises:
+        DataError: the judge cannot read most of the comparisons; said early, once `ENOUGH_TO_REFUSE` were asked.
     """
     counted = path.with_name(CALLS)
     with RowWriter(path) as writer, RowWriter(counted) as calls:
         done = {key(row): row for row in read_rows(path, row_type)}
+        whole = [window for window in windows if all(one.comparison_id in done for one in window)]
         open_ = [window for window in windows if any(one.comparison_id not in done for one in window)]
         if open_:
             asked = both_orders([one for window in open_ for one in window])
             print(f"{judge.name}: {judge.cost(asked)}", flush=True)
         with progress("judging (pairs)", sum(map(len, windows)), len(done)) as bar:
             for window in open_:
-                said = zip(window, ask(judge, window), strict=True)
-                rows = {one.comparison_id: to_row(one, both) for one, both in said if one.comparison_id not in done}
-                # first of all, so that no window is whole without its counts
-                calls.write(CallRow(window[0].comparison_id, judge.counts()))
+                try:
+                    said = ask(judge, window)
+                finally:  # also of what was paid for in vain; before the rows, so that no window is whole without it
+                    calls.write(CallRow(window[0].comparison_id, judge.counts()))
+                rows = {
+                    one.comparison_id: to_row(one, both)
+                    for one, both in zip(window, said, strict=True)
+                    if one.comparison_id not in done
+                }
                 writer.write(*rows.values())
                 done |= rows
+                whole.append(window)
                 bar.advance(len(rows))
-    # of a window that was asked twice, the latest counts
-    latest = {call.first: call.counts for call in read_rows(counted, CallRow)}
+                if 2 * sum(map(len, whole)) >= ENOUGH_TO_REFUSE:
+                    _refuse(path, judge, whole)
+    _refuse(path, judge, windows)
+    return Judged([done[one.comparison_id] for window in windows for one in window], _counts(counted, windows))
+
+
+def refuse_unreadable(judge: Judge, unreadable: int, asked: int) -> None:
+    """Refuse a judge that cannot read most of so many comparisons: its ties would say nothing of the responses.
+
+    Raises:
+        DataError: it is such a judge.
+    """
+    if 2 * unreadable > asked:
+        raise DataError(
+            f"judge {judge.name}: {unreadable} of {asked} comparisons unreadable, expected at most half; for examples "
+            "see what was printed before"
+        )
+
+
+def _refuse(path: Path, judge: Judge, windows: Sequence[Sequence[Comparison]]) -> None:
+    """Refuse a judge that could not read most of these windows, and forget what it said of any."""
+    unreadable = _counts(path.with_name(CALLS), windows).get(UNREADABLE, 0)
+    try:
+        refuse_unreadable(judge, unreadable, 2 * sum(map(len, windows)))
+    except DataError:
+        path.unlink()
+        raise
+
+
+def _counts(counted: Path, windows: Sequence[Sequence[Comparison]]) -> dict[str, int]:
+    """What was asked for in all, and what is unreadable by the latest call of each of these windows."""
     total: Counter[str] = Counter()
-    for counts in latest.values():
-        total.update(counts)
-    return Judged([done[one.comparison_id] for window in windows for one in window], dict(total))
+    unreadable: dict[str, int] = {}
+    for call in read_rows(counted, CallRow):
+        total.update({name: count for name, count in call.counts.items() if name != UNREADABLE})
+        if UNREADABLE in call.counts:
+            unreadable[call.first] = call.counts[UNREADABLE]
+    if unreadable:
+        total[UNREADABLE] = sum(unreadable.get(window[0].comparison_id, 0) for window in windows)
+    return dict(total)
 
 
 def ask(judge: Judge, comparisons: Sequence[Comparison]) -> list[InBothOrders]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_dadpo.data.rows import ResponseRow
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.evaluation.asking import ask
+from lightning_dadpo.evaluation.asking import UNREADABLE, ask, refuse_unreadable
 from lightning_dadpo.evaluation.judges import Comparison, Judge
 from lightning_dadpo.evaluation.preference_rate import POINTS, Verdict, combine, longer_wins
 from lightning_dadpo.evaluation.subjects import Subject
@@ -40,9 +40,11 @@ def verdicts(judge: Judge, asked: Sequence[Comparison]) -> list[Verdict]:
     """Who wins each, in both orders; where the orders disagree it is a tie (trap E2).
 
     Raises:
-        ConfigError, DataError: what the judge raises.
+        ConfigError, DataError: what the judge raises, or it cannot read most comparisons.
     """
-    return [combine(both.as_is, both.swapped) for both in ask(judge, asked)]
+    said = ask(judge, asked)
+    refuse_unreadable(judge, judge.counts().get(UNREADABLE, 0), 2 * len(said))
+    return [combine(both.as_is, both.swapped) for both in said]
 
 
 def verdict_values(said: Sequence[Verdict], asked: Sequence[Comparison]) -> dict[str, float]:

@@ -18,6 +18,7 @@ class FakeJudge(Judge):
 
     def __init__(self) -> None:
         self.calls: list[list[Comparison]] = []
+        self._asked = 0
 
     def identity(self) -> dict[str, Any]:
         return {"judge": type(self).__name__}
@@ -27,13 +28,14 @@ class FakeJudge(Judge):
 
     def prefer(self, comparisons: Sequence[Comparison]) -> list[Preference]:
         self.calls.append(list(comparisons))
+        self._asked = len(comparisons)
         return [self.preference(one) for one in comparisons]
 
     def preference(self, comparison: Comparison) -> Preference:
         raise NotImplementedError
 
     def counts(self) -> dict[str, int]:
-        return {"asked": len(self.calls[-1]), "unreadable": 0}
+        return {"asked": self._asked, "unreadable": 0}
 
 
 class LongerJudge(FakeJudge):

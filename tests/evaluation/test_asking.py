@@ -84,6 +84,7 @@ def test_a_killed_run_asks_only_what_is_missing_and_gives_the_same(tmp_path: Pat
     class Killed(RandomJudge):
         def prefer(self, comparisons: Sequence[Comparison]) -> list[Preference]:
             if len(self.calls) == calls:
+                self._asked = 2  # of the window were answered, and paid for
                 raise KeyboardInterrupt
             return super().prefer(comparisons)
 
@@ -95,10 +96,73 @@ def test_a_killed_run_asks_only_what_is_missing_and_gives_the_same(tmp_path: Pat
     if kept:  # killed while the last window was written
         path.write_text("".join(kept[:-1]) + kept[-1][:9])
     again = RandomJudge()
-    assert judged(tmp_path, again) == expected
+    found = judged(tmp_path, again)
+    assert found.rows == expected.rows
     # the window that is whole is not asked again, the one that was torn is, with all its company
     assert next(one.comparison_id for call in again.calls for one in call) == f"p{3 * max(0, calls - 1)}/ab"
     assert sorted(path.read_text().splitlines()) == sorted((tmp_path / "whole" / "rows.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_what_was_paid_for_is_counted_also_where_it_was_asked_twice_or_in_vain(tmp_path: Path, calls: int) -> None:
+    class Killed(RandomJudge):
+        def prefer(self, comparisons: Sequence[Comparison]) -> list[Preference]:
+            if len(self.calls) == calls:
+                self._asked = 2
+                raise KeyboardInterrupt
+            return super().prefer(comparisons)
+
+    with pytest.raises(KeyboardInterrupt):
+        judged(tmp_path, Killed())
+    path = tmp_path / "rows.jsonl"
+    twice = 6 if calls else 0
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # the last window lost a row
+    assert judged(tmp_path, RandomJudge()).counts == {"asked": 14 + 2 + twice, "unreadable": 0}
+
+
+class BlindJudge(FakeJudge):
+    """Cannot read what is named, each time that it is asked."""
+
+    name = "blind"
+
+    def __init__(self, *unreadable: str) -> None:
+        super().__init__()
+        self.unreadable = set(unreadable)
+
+    def preference(self, comparison: Comparison) -> Preference:
+        return "tie" if self._blind(comparison) else "first"
+
+    def counts(self) -> dict[str, int]:
+        return super().counts() | {"unreadable": sum(map(self._blind, self.calls[-1]))}
+
+    def _blind(self, comparison: Comparison) -> bool:
+        return comparison.comparison_id.split("/")[0] in self.unreadable
+
+
+def test_one_window_that_cannot_be_read_ends_nothing(tmp_path: Path) -> None:
+    for number, window, last in ((7, 3, "p6"), (33, 32, "p32"), (68, 17, "p33")):
+        (folder := tmp_path / last).mkdir()
+        found = judged(folder, BlindJudge(last), number, window)
+        assert (len(found.rows), found.counts["unreadable"]) == (number, 2)
+
+
+def test_a_judge_that_cannot_read_most_is_refused_and_a_restart_asks_it_again(tmp_path: Path) -> None:
+    blind = BlindJudge(*(f"p{at}" for at in range(3, 7)))
+    with pytest.raises(DataError, match="judge blind: 8 of 14 comparisons unreadable, expected at most half") as caught:
+        judged(tmp_path, blind)
+    assert "\n" not in str(caught.value)
+    assert len(blind.calls) == 3  # few comparisons are asked about to the end
+    found = judged(tmp_path, BlindJudge("p1"))
+    assert (len(found.rows), found.counts) == (7, {"asked": 28, "unreadable": 2})
+
+
+def test_most_of_64_are_enough_to_refuse(tmp_path: Path) -> None:
+    blind = BlindJudge(*(f"p{at}" for at in range(17)))  # a whole window of 34, which alone is too few to tell
+    with pytest.raises(DataError, match="34 of 64 comparisons unreadable"):
+        judged(tmp_path, blind, 100, 16)
+    assert [len(call) for call in blind.calls] == [32, 32]
+    (tmp_path / "half").mkdir()
+    assert len(judged(tmp_path / "half", BlindJudge(*(f"p{at}" for at in range(16))), 100, 16).rows) == 100
 
 
 def test_what_is_there_is_not_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,5 +61,9 @@ class Judge(ABC):
         """
 
     def counts(self) -> dict[str, int]:
-        """What the last call of `prefer` counted, such as comparisons that it could not read; artefacts keep it."""
+        """What the last call of `prefer` counted, also where it failed; artefacts keep it.
+
+        `unreadable` are comparisons that it could not read and calls ties; whoever asks it refuses a judge of whom most
+        are. All other counts say what was asked for, such as calls and tokens.
+        """
         return {}

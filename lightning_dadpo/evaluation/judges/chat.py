@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from lightning_dadpo.data.rows import STRICT, content_digest
-from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.evaluation.judges.base import Comparison, Judge, Preference
 from lightning_dadpo.evaluation.judges.budget import Budget, most_drawn_tokens
 from lightning_dadpo.evaluation.judges.cache import KeptRow, keeping, kept_rows
@@ -47,7 +47,7 @@ class ChatJudge(Judge):
     Verdicts are kept as they come, so none is paid for twice and a killed run goes on. Two answers that are the same
     text are a tie, of which nobody is asked. A reply that is none of the three words is asked for again; after the last
     try the comparison is a tie and counted as unreadable. So is one that the server declines, as too long for the model
-    for example. A judge of whom most replies are unreadable is refused.
+    for example; that one is asked once.
 
     Where a model is served may change, what its name stands for may not: verdicts are kept by the name, not the url.
 
@@ -121,7 +121,7 @@ class ChatJudge(Judge):
 
         Raises:
             ConfigError: beyond max_calls or max_cost, or the server refuses the key.
-            DataError: the server fails for good, or most of its replies cannot be read.
+            DataError: the server fails for good.
             ArtifactError: another process is asking the same judge.
         """
         identity, asked = self.identity(), _different(comparisons)
@@ -129,18 +129,23 @@ class ChatJudge(Judge):
         missing = {key: one for key, one in asked.items() if key not in known}
         self._refuse_dear(list(missing.values()))
         before = (self._budget.calls, self._budget.tokens_in, self._budget.tokens_out)
-        if missing:
-            with keeping(self.cache, identity) as keep:
-                known |= self._ask(missing, keep)
+        self._counts = {}
+        try:
+            if missing:
+                with keeping(self.cache, identity) as keep:
+                    known |= self._ask(missing, keep)
+        finally:
+            self._counts = {
+                "calls": self._budget.calls - before[0],
+                "tokens_in": self._budget.tokens_in - before[1],
+                "tokens_out": self._budget.tokens_out - before[2],
+            }
         verdicts = [known[key] if (key := _key(one)) in asked else None for one in comparisons]
         unreadable = [verdict.reply for verdict in verdicts if verdict is not None and verdict.verdict == "unreadable"]
-        self._counts = {
-            "unreadable": len(unreadable),
-            "calls": self._budget.calls - before[0],
-            "tokens_in": self._budget.tokens_in - before[1],
-            "tokens_out": self._budget.tokens_out - before[2],
-        }
-        self._say_unreadable(unreadable, len(comparisons))
+        self._counts["unreadable"] = len(unreadable)
+        if unreadable:
+            said = f"{len(unreadable)} of {len(comparisons)} comparisons unreadable, as {unreadable[0]!r}"
+            print(f"{self.name}: {said}; expected FIRST, SECOND or TIE, they count as ties", flush=True)
         return [_preference(verdict) for verdict in verdicts]
 
     def counts(self) -> dict[str, int]:
@@ -182,14 +187,6 @@ class ChatJudge(Judge):
         tokens_in, tokens_out = sum(_tokens(verdict_messages(one)) for one in missing), len(missing) * self._most_drawn
         self._budget.refuse(len(missing), tokens_in, tokens_out)
         return tokens_in, tokens_out
-
-    def _say_unreadable(self, unreadable: Sequence[str], compared: int) -> None:
-        if not unreadable:
-            return
-        said = f"{len(unreadable)} of {compared} replies unreadable, asked {self.tries} times, as {unreadable[0]!r}"
-        if 2 * len(unreadable) > compared:
-            raise DataError(f"judge {self.name!r}: {said}; expected FIRST, SECOND or TIE")
-        print(f"{self.name}: {said}; they count as ties", flush=True)
 
 
 def _key(one: Comparison) -> str:

@@ -44,8 +44,7 @@ class ScoringJudge(Judge):
     """Scores each response to a conversation once, however often it is compared, and compares the numbers.
 
     The order of two responses therefore changes nothing. What the model cannot read, because it is longer than its
-    positions or its template refuses it, is not cut: such a comparison is a tie, counted as unreadable, and a judge
-    that cannot read most comparisons is refused.
+    positions or its template refuses it, is not cut: such a comparison is a tie, counted as unreadable.
 
     Args:
         model: the judging model.
@@ -116,6 +115,7 @@ class ScoringJudge(Judge):
 
     def prefer(self, comparisons: Sequence[Comparison]) -> list[Preference]:
         """See `Judge.prefer`."""
+        self._unreadable = 0
         scores = self.score(_different(comparisons))
         unreadable = [
             comparison
@@ -123,10 +123,12 @@ class ScoringJudge(Judge):
             if None in (scores[_sides(comparison)[0]], scores[_sides(comparison)[1]])
         ]
         self._unreadable = len(unreadable)
-        if 2 * len(unreadable) > len(comparisons):
-            raise DataError(
-                f"judge {self.name!r}: cannot read {len(unreadable)} of {len(comparisons)} comparisons (too long for "
-                f"its positions, or refused by its chat template), among them {unreadable[0].comparison_id!r}"
+        if unreadable:
+            print(
+                f"{self.name}: cannot read {len(unreadable)} of {len(comparisons)} comparisons (too long for its "
+                f"positions, or refused by its chat template), among them {unreadable[0].comparison_id!r}; they count "
+                "as ties",
+                flush=True,
             )
         return [self._preference(*(scores[side] for side in _sides(comparison))) for comparison in comparisons]
 

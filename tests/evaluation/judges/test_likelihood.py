@@ -101,15 +101,18 @@ def test_a_margin_makes_ties_up_to_it(judge: LikelihoodJudge, tiny_folder: Path)
         assert wide.scored_by() == judge.scored_by()
 
 
-def test_what_does_not_fit_is_a_tie_and_counted_and_most_is_refused(judge: LikelihoodJudge) -> None:
+def test_what_does_not_fit_is_a_tie_and_counted(judge: LikelihoodJudge, capsys: pytest.CaptureFixture[str]) -> None:
     long = Comparison("long", talk("Go on."), "no" * 300, "no")
     fits = COMPARISONS[0]
     assert judge.prefer([long, fits])[0] == "tie"
     assert judge.counts() == {"unreadable": 1}
     refusing = Comparison("refused", talk("x" * 600), "a", "b")
-    with pytest.raises(DataError, match=r"cannot read 2 of 3 comparisons \(too long .* among them 'long'") as caught:
-        judge.prefer([fits, long, refusing])
-    assert "\n" not in str(caught.value)
+    capsys.readouterr()
+    assert judge.prefer([fits, long, refusing])[1:] == ["tie", "tie"]
+    assert judge.counts() == {"unreadable": 2}
+    (said,) = capsys.readouterr().out.splitlines()
+    assert "cannot read 2 of 3 comparisons (too long " in said
+    assert said.endswith("among them 'long'; they count as ties")
 
 
 def test_cost_counts_each_response_once(judge: LikelihoodJudge) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import LlamaForSequenceClassification
 
-from lightning_dadpo.errors import DataError
 from lightning_dadpo.evaluation.judges import Comparison, RewardModelJudge
 from lightning_dadpo.models.spec import ModelSpec
 from tests.evaluation.judges.talks import BOTH_ORDERS, COMPARISONS, talk
@@ -89,8 +88,7 @@ def test_nothing_is_cut(judge: RewardModelJudge) -> None:
     long = Comparison("long", talk("Go on."), "no" * 100, "no")
     assert judge.prefer([long, PLAIN[0], PLAIN[1]])[0] == "tie"
     assert judge.counts() == {"unreadable": 1}
-    with pytest.raises(DataError, match=r"judge 'reward model of .*': cannot read 1 of 1 comparisons"):
-        judge.prefer([long])
+    assert judge.prefer([long]) == ["tie"]
 
 
 def test_cost_counts_the_conversation_once_for_each_response(judge: RewardModelJudge) -> None:
