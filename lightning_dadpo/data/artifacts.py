@@ -46,6 +46,7 @@ class Manifest:
         files: SHA-256 of every row file.
         versions: the software that made it.
         seconds: wall-clock time of the process that finished it.
+        resumed: an earlier process had begun it, so that `seconds` is not the time of everything in it.
         format: version of the layout.
     """
 
@@ -56,6 +57,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    resumed: bool = False
     format: int = FORMAT
 
 
@@ -68,6 +70,7 @@ class Draft:
     made_from: dict[str, Any]
     counts: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    resumed: bool = False
 
 
 def versions() -> dict[str, str]:
@@ -167,17 +170,20 @@ def draft(folder: str | Path, kind: str, made_from: Mapping[str, Any]) -> Iterat
         except BlockingIOError:
             raise ArtifactError(f"{partial}: another process is working there; wait for it or stop it") from None
         _refuse_existing(folder)
-        _begin(partial, made_from)
-        work = Draft(partial, kind, made_from)
+        resumed = _begin(partial, made_from)
+        work = Draft(partial, kind, made_from, resumed=resumed)
         yield work
         _complete(work, folder, time.monotonic() - start)
 
 
-def _begin(partial: Path, made_from: dict[str, Any]) -> None:
+def _begin(partial: Path, made_from: dict[str, Any]) -> bool:
+    """Whether an earlier process had begun it."""
     begun = partial / BEGUN
-    if not begun.exists():
+    resumed = begun.exists()
+    if not resumed:
         write_atomically(begun, json.dumps(made_from, indent=1))
     refuse_other(partial, made_from)
+    return resumed
 
 
 def refuse_other(partial: Path, made_from: Mapping[str, Any]) -> None:
@@ -203,6 +209,7 @@ def _complete(work: Draft, folder: Path, seconds: float) -> None:
         files={path.name: file_digest(path) for path in sorted(work.path.glob("*.jsonl"))},
         versions=versions(),
         seconds=round(seconds, 1),
+        resumed=work.resumed,
     )
     write_atomically(work.path / MANIFEST, json.dumps(asdict(manifest), indent=1, allow_nan=False))
     _refuse_existing(folder)

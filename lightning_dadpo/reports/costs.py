@@ -22,18 +22,22 @@ UNKNOWN = "not known"
 
 @dataclass(frozen=True)
 class Speed:
-    """One sampling: how many tokens in how many seconds, and under which terms."""
+    """One sampling: how many tokens in how many seconds, and under which terms.
+
+    The seconds are those of the process that finished it; where it was `resumed`, they made only some of the tokens.
+    """
 
     tokens: int
     seconds: float
     responses: int
     backend: str
     batch_size: Any
+    resumed: bool = False
 
     @property
     def rate(self) -> float:
-        """Tokens a second; nan where no time was measured."""
-        return self.tokens / self.seconds if self.seconds > 0 else math.nan
+        """Tokens a second; nan where the time that they took was not measured."""
+        return self.tokens / self.seconds if self.seconds > 0 and not self.resumed else math.nan
 
     def on_equal_terms(self, other: Speed) -> bool:
         """Batches as full, by the same software: only then do two rates compare models."""
@@ -75,7 +79,8 @@ def read_speed(folder: Path) -> Speed:
     if not isinstance(tokens, int) or not isinstance(responses, int):
         raise DataError(f"{folder}: its manifest does not count tokens and responses")
     said = manifest.made_from
-    return Speed(tokens, manifest.seconds, responses, str(said.get("backend", "not recorded")), said.get("batch_size"))
+    backend = str(said.get("backend", "not recorded"))
+    return Speed(tokens, manifest.seconds, responses, backend, said.get("batch_size"), manifest.resumed)
 
 
 def cost_section(inputs: ReportInputs, student: str | None) -> CostSection:
@@ -164,7 +169,10 @@ def _speed(teacher: Speed | None, student: Speed | None) -> str:
     if teacher is None or student is None:
         return "Speed was not measured."
     if not teacher.on_equal_terms(student) or not (teacher.rate > 0 and student.rate > 0):
-        return "Speed is not given: the two were not timed on equal terms, with as many prompts at a time."
+        return (
+            "Speed is not given: the two were not timed on equal terms, with as many prompts at a time and without a "
+            "break."
+        )
     return (
         f"Speed while answering the same number of prompts, measured once: teacher {teacher.rate:.0f}, student "
         f"{student.rate:.0f} tokens a second."
@@ -173,8 +181,8 @@ def _speed(teacher: Speed | None, student: Speed | None) -> str:
 
 def _sampling(name: str, one: Speed) -> list[str]:
     rate = f"{one.rate:.1f}" if math.isfinite(one.rate) else UNKNOWN
-    return [display_name(name), str(one.responses), str(one.tokens), duration(one.seconds), rate, one.backend,
-            str(one.batch_size)]  # fmt: skip
+    time = f"more than {duration(one.seconds)}" if one.resumed else duration(one.seconds)
+    return [display_name(name), str(one.responses), str(one.tokens), time, rate, one.backend, str(one.batch_size)]
 
 
 def duration(seconds: Any) -> str:

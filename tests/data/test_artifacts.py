@@ -59,6 +59,7 @@ def test_a_finished_artefact_says_what_it_holds_and_what_it_was_made_from(tmp_pa
     assert (manifest.kind, manifest.made_from, manifest.counts) == ("scores", MADE_FROM, {"pairs": 2})
     assert manifest.files == {"rows.jsonl": file_digest(folder / "rows.jsonl")}
     assert manifest.versions["torch"]
+    assert not manifest.resumed
     assert list(read_rows(folder / "rows.jsonl", ScoreRow)) == [score(1), score(2)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores"]
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "rows.jsonl"]
@@ -110,6 +111,7 @@ def test_C3_a_killed_stage_goes_on_behind_its_last_whole_row(tmp_path: Path) -> 
         write(work, 3)
     assert list(read_rows(folder / "rows.jsonl", ScoreRow)) == [score(1), score(2), score(3)]
     assert read_manifest(folder).files["rows.jsonl"] == file_digest(folder / "rows.jsonl")
+    assert read_manifest(folder).resumed
 
 
 def test_C1_what_was_begun_from_something_else_is_refused_by_name_and_left_alone(tmp_path: Path) -> None:

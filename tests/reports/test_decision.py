@@ -76,6 +76,10 @@ def test_unequal_samplings_give_no_speed_on_page_one(tmp_path: Path) -> None:
     manifest = responses["teacher"] / "manifest.json"
     assert "teacher 50, student 50 tokens a second" in cost_section(sized(responses=responses), "dadpo").speed
     said = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(said | {"resumed": True}))  # 12.3 seconds made only some of its tokens
+    section = cost_section(sized(responses=responses), "dadpo")
+    assert "tokens a second" not in section.speed
+    assert [row[3:5] for row in section.samplings] == [["more than 12.3 s", "not known"], ["12.3 s", "50.0"]]
     said["counts"]["responses"] = 160
     manifest.write_text(json.dumps(said))
     assert "not timed on equal terms" in cost_section(sized(responses=responses), "dadpo").speed
