@@ -108,12 +108,17 @@ class OpenAIServer(ABC, Generic[Said]):
         return answers[0]
 
     def _client(self) -> Any:
-        return self._openai.AsyncOpenAI(
+        client = self._openai.AsyncOpenAI(
             base_url=self.spec.url,
             api_key=self._key or "none",  # said, or a key of OPENAI_API_KEY would be sent to whatever server this is
             timeout=self.spec.timeout_seconds,
             max_retries=self.spec.attempts - 1,
         )
+        # nor is another server's account its business: OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS. The
+        # package takes None for "read the variable", and adds what is in the last one to whatever it is given
+        client.organization = client.project = None
+        client._custom_headers = {}
+        return client
 
     async def _ask_all(
         self, client: Any, tasks: Any, tell: Callable[[Any, list[Said]], None], concurrency: int

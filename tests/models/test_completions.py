@@ -185,6 +185,23 @@ def test_the_key_is_sent_and_no_other_one(server: FakeServer, monkeypatch: pytes
     )
 
 
+def test_what_the_environment_holds_for_other_servers_is_not_sent(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: as the package has it by itself, all of these arrive, and a custom Authorization in the key's place."""
+    ask(server)
+    held = {"ORG_ID": "foreign-org", "PROJECT_ID": "foreign-project", "ADMIN_KEY": "foreign-admin"}
+    held["CUSTOM_HEADERS"] = "X-Gateway-Key: foreign-key\nauthorization: Bearer foreign-bearer"
+    for name, value in held.items():
+        monkeypatch.setenv(f"OPENAI_{name}", value)
+    monkeypatch.setenv("MY_SERVER_KEY", KEY)
+    ask(server, api_key_variable="MY_SERVER_KEY")
+    usual, sent = server.sent
+    assert sent.keys() == usual.keys()
+    assert sent["authorization"] == f"Bearer {KEY}"
+    assert "foreign" not in str(sent)
+
+
 def test_a_missing_package_is_one_line(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     error = refusal(server)

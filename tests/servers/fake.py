@@ -46,7 +46,7 @@ class FakeServer:
         log_probs, usage, echoes: what an answer has.
         respell: what becomes of the tokens' spellings, given them and what was sent.
         key: what it wants; an error says which one it was shown.
-        asked: bodies of all requests, failed ones too. most: requests under way at once.
+        asked: bodies of all requests, failed ones too. sent: their headers. most: requests under way at once.
         after: called with the number of each request, from 1.
     """
 
@@ -65,6 +65,7 @@ class FakeServer:
         self.respell: Callable[[list[str], str], list[str]] = lambda pieces, sent: pieces
         self.key: str | None = None
         self.asked: list[dict[str, Any]] = []
+        self.sent: list[dict[str, str]] = []
         self.most = self._now = 0
         self.after: Callable[[int], None] = lambda number: None
         self._lock = threading.Lock()
@@ -103,6 +104,7 @@ class FakeServer:
                 body = json.loads(raw)
                 with server._lock:
                     server.asked.append(body)
+                    server.sent.append({name.lower(): value for name, value in self.headers.items()})
                     number = len(server.asked)
                     server._now += 1
                     server.most = max(server.most, server._now)
