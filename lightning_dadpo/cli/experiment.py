@@ -204,6 +204,14 @@ class Experiment:
             )
 
     @property
+    def judges(self) -> dict[str, dict]:  # type: ignore[type-arg]
+        """Who judges, by the key that says so: in the evaluation, and while an objective trains."""
+        said = {"experiment.judge": self.judge}
+        for name, recipe in self.objectives.items():
+            said[f"experiment.objectives.{name}.watch.judge"] = recipe.watch.get("judge") or {}
+        return {place: judge for place, judge in said.items() if judge}
+
+    @property
     def initial_name(self) -> str:
         """What the student is called before any training."""
         return "pruned" if self.prune is not None else "initial"

@@ -17,7 +17,7 @@ from lightning_dadpo.cli.recipe import merge
 from lightning_dadpo.errors import ConfigError, DadpoError
 from lightning_dadpo.models.spec import ModelSpec
 
-__all__ = ["Needs", "check_judge", "needs_of"]
+__all__ = ["Needs", "check_judges", "needs_of"]
 
 
 @dataclass(frozen=True)
@@ -68,26 +68,30 @@ def needs_of(name: str, recipe: FitRecipe) -> Needs:
     return Needs("pairs", tuple(loss.anchors), any(isinstance(one.term, TokenDivergence) for one in terms))
 
 
-def check_judge(said: dict[str, Any], losses: Iterable[ModelSpec]) -> None:
-    """Build an experiment's judge, which loads nothing yet, so that a mistake shows before anything runs.
+def check_judges(judges: dict[str, dict[str, Any]], losses: Iterable[ModelSpec]) -> None:
+    """Build an experiment's judges, which load nothing yet, so that a mistake shows before anything runs.
 
     Args:
-        said: class_path and init_args; empty where nobody judges.
+        judges: class_path and init_args of each, by the key that says so.
         losses: the models that the objectives look at.
 
     Raises:
         ConfigError: there is no such judge, or its arguments are not its own; or it is part of a loss, so that its
             verdicts would praise what was trained for.
     """
-    if not said:
+    if not judges:
         return
     from lightning_dadpo.evaluation.judges import Judge
 
-    model = getattr(_built(Judge, said, "experiment.judge"), "model", None)
-    for one in losses:
-        if isinstance(model, ModelSpec) and (model.path, model.gguf_file) == (one.path, one.gguf_file):
+    trained_towards = [one.resolved() for one in losses]
+    for place, said in judges.items():
+        model = getattr(_built(Judge, said, place), "model", None)
+        if not isinstance(model, ModelSpec):
+            continue
+        judging = model.resolved()
+        if any((judging.path, judging.gguf_file) == (one.path, one.gguf_file) for one in trained_towards):
             raise ConfigError(
-                f"experiment.judge: {model.path} is also what the objectives train towards, and would praise that; "
+                f"{place}: {model.path} is also what the objectives train towards, and would praise that; "
                 "expected a model that is part of no loss"
             )
 

@@ -14,7 +14,7 @@ from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.data.rows import content_digest
 from lightning_dadpo.models.spec import ModelSpec
 
-__all__ = ["Stage", "Planner", "CODE_FORMAT"]
+__all__ = ["Stage", "Planner", "CODE_FORMAT", "judging_model"]
 
 CODE_FORMAT = 3
 """Raised when what a stage computes changes, so that old folders are not taken for new ones."""
@@ -133,22 +133,25 @@ class Planner:
     def fit(self, name: str, recipe: FitRecipe, overlay: dict[str, Any], made_with: list[str]) -> tuple[str, str]:
         """A training and its export; both folders."""
         settings = merge(recipe.settings, overlay)
-        trained = self.add(name, "fit", settings, self._identities(overlay["model"]["init_args"]), recipe.configs)
+        watching = judging_model(recipe.watch.get("judge") or {})
+        outside = self._identities(overlay["model"]["init_args"], watching)
+        trained = self.add(name, "fit", settings, outside, recipe.configs)
         checkpoint = f"{trained}/checkpoints/{recipe.checkpoint}.ckpt"
         said = {"teacher": self.experiment.teacher.path, "made_with": made_with}
         return trained, self.add(f"model-{name}", "export", {"checkpoint": checkpoint, **said})
 
-    def _identities(self, model: dict[str, Any]) -> Any:
+    def _identities(self, model: dict[str, Any], watching: dict[str, Any] | None) -> Any:
         """Of the models that a training loads: the student it starts from, and those that are asked live.
 
         Args:
             model: the arguments of a training's module.
+            watching: the model of a judge whose verdicts may choose the checkpoint.
 
         Returns:
             One for each; None where the experiment makes all of them itself.
         """
         anchors = [source.get("model") for source in model.get("anchors", {}).values()]
-        loaded = [one for one in (model["student"], model.get("teacher"), *anchors) if one is not None]
+        loaded = [one for one in (model["student"], model.get("teacher"), *anchors, watching) if one is not None]
         found = [self.identity(ModelSpec(**one)) for one in loaded]
         return found if any(found) else None
 
@@ -162,6 +165,12 @@ class Planner:
             return None
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
         return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def judging_model(judge: dict[str, Any]) -> dict[str, Any] | None:
+    """The model whose weights decide a judge's verdicts; None for one behind a server, whose name is all we know."""
+    model = judge.get("init_args", {}).get("model")
+    return model if isinstance(model, dict) else None
 
 
 def _text(path: str) -> str:

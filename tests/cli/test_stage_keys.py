@@ -97,3 +97,16 @@ def test_a_training_is_named_by_every_model_that_it_loads(anchored: bool, tmp_pa
     assert inside[0] == planner.add(
         "x", "fit", {"model": {"init_args": made}} | said.dsft.settings, None, said.dsft.configs
     )
+
+
+def test_a_training_is_named_by_the_judge_that_watches_it_too(tmp_path: Path) -> None:
+    """Its verdicts may choose the checkpoint. Planted: without its identity no folder's name changes."""
+    judge = {"class_path": "LikelihoodJudge", "init_args": {"model": {"path": model(tmp_path / "judge").path}}}
+    said = experiment(tmp_path)
+    said = replace(said, objectives={"mine": replace(said.objectives["mine"], watch={"judge": judge})})
+    first = folders(said)
+    assert folders(said) == first
+    replaced(tmp_path / "judge" / "model.safetensors")
+    second = folders(said)
+    changed = {name for name in first if first[name] != second[name]}
+    assert changed == {"mine", "model-mine", "sample-heldout-mine", "evaluation"}
