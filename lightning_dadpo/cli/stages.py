@@ -116,5 +116,10 @@ def _instructions(planner: Planner, said: Instructions, models: dict[str, ModelS
     """Everybody answers what a program can check."""
     prompts = {"heldout": said.prompts}
     candidates = {name: planner.answer(f"ifeval-{name}", model, prompts, seed) for name, model in models.items()}
-    settings = {"candidates": candidates, "ifeval_file": said.file, "leave_out": said.leave_out, "trained_on": [answers]}
+    settings = {
+        "candidates": candidates,
+        "ifeval_file": said.file,
+        "leave_out": said.leave_out,
+        "trained_on": [answers],
+    }
     planner.add("ifeval", "ifeval", settings, Path(said.file).read_text("utf-8") if Path(said.file).is_file() else "")

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dadpo.data.artifacts import draft, file_digest, finished, write_atomically
-from lightning_dadpo.data.rows import RowWriter
+from lightning_dadpo.data.rows import Message, RowWriter
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.benchmarks.ifeval_checks import Checkers
 from lightning_dadpo.evaluation.benchmarks.ifeval_file import IfevalPrompt, read_ifeval
 from lightning_dadpo.evaluation.benchmarks.ifeval_tables import IfevalRow, accuracies, summarise
 from lightning_dadpo.evaluation.benchmarks.responses import Answers, check_one_sampler, read_answers, with_interval
+from lightning_dadpo.evaluation.left_out import leave_out as leave_out_trained
+from lightning_dadpo.evaluation.left_out import training_digests
 
 __all__ = ["ifeval"]
 
@@ -29,6 +31,7 @@ def ifeval(
     out: str,
     split: str = "heldout",
     leave_out: list[str] | None = None,
+    trained_on: list[str] | None = None,
     resamples: int = 2000,
 ) -> Path:
     """Check responses to IFEval's prompts (`dadpo ifeval-prompts`, then `dadpo sample`).
@@ -46,12 +49,15 @@ def ifeval(
         split: under which the prompts were sampled.
         leave_out: instructions (FAMILY:NAME) whose prompts do not count, for example those whose checkers lack their
             data on this machine; the manifest says how many.
+        trained_on: what the models were trained on, prompt files (.jsonl) or artefacts of kind "responses" or "pairs";
+            prompts that stand there too, exactly or nearly (`data.overlap`), are left out likewise.
         resamples: bootstrap draws over prompts.
 
     Raises:
         ConfigError: a checker's package or data is missing, or a setting is not usable.
         ArtifactError: an artefact is incomplete.
-        DataError: candidates cannot be compared, or a response is not to one of IFEval's prompts.
+        DataError: candidates cannot be compared, a response is not to one of IFEval's prompts, or every prompt was
+            trained on.
     """
     if resamples < 1:
         raise ConfigError(f"resamples {resamples}: expected at least 1")
@@ -68,13 +74,16 @@ def ifeval(
         "leave_out": sorted(leave_out or []),
         "checkers": checkers.identity(),
         "resamples": resamples,
-    }
+    } | ({"trained_on": training_digests(trained_on)} if trained_on else {})
     if finished(out, "ifeval", made_from):
         return Path(out)
     if left_out:
         print(
             f"ifeval: {len(left_out)} of {len(prompts)} prompts left out: {'; '.join(sorted(set(left_out.values())))}"
         )
+    trained = leave_out_trained(_messages(answered[0], kept), trained_on or [], split)
+    kept = [prompt for prompt in kept if prompt.prompt_id not in trained]
+    left_out |= {prompt: str(overlap) for prompt, overlap in trained.items()}
     with draft(out, "ifeval", made_from) as work:
         rows = [_row(one, prompt, checkers) for one in answered for prompt in kept]
         summary = {**summarise(rows, resamples), PARROT: _parrot(kept, checkers, resamples)}
@@ -106,6 +115,11 @@ def _answered_prompts(prompts: list[IfevalPrompt], answered: list[Answers], plac
             if [message.content for message in row.messages if message.role != "system"] != [by_id[prompt_id].prompt]:
                 raise DataError(f"{one.folder}: prompt {prompt_id!r} has other words there than in {place}")
     return [prompt for prompt in prompts if prompt.prompt_id in answered[0].rows]
+
+
+def _messages(answers: Answers, prompts: list[IfevalPrompt]) -> dict[str, list[Message]]:
+    """What was asked, by prompt id."""
+    return {prompt.prompt_id: answers.rows[prompt.prompt_id].messages for prompt in prompts}
 
 
 def _split(

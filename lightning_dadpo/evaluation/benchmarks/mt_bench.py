@@ -17,9 +17,10 @@ from lightning_dadpo.data.rows import Message, ResponseRow, RowWriter, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.benchmarks.grade_tables import GradeRow, summarise
 from lightning_dadpo.evaluation.benchmarks.grading import LOWEST, grading_messages, prompt_digest, read_grade
-from lightning_dadpo.evaluation.benchmarks.mt_bench_file import Question, read_questions, second_turn
+from lightning_dadpo.evaluation.benchmarks.mt_bench_file import Question, first_turn, read_questions, second_turn
 from lightning_dadpo.evaluation.benchmarks.mt_bench_sampling import SPLIT
 from lightning_dadpo.evaluation.benchmarks.responses import Answers, check_one_sampler, read_answers
+from lightning_dadpo.evaluation.left_out import leave_out, training_digests
 from lightning_dadpo.models.chat_completions import ChatAnswer, ChatServer
 from lightning_dadpo.models.openai_server import GOES_ON
 from lightning_dadpo.models.openai_server import Question as Request
@@ -59,6 +60,7 @@ def mt_bench(
     out: str,
     request: dict[str, Any] | None = None,
     resamples: int = 2000,
+    trained_on: list[str] | None = None,
 ) -> Path:
     """Grade what `dadpo mt-bench-sample` made; a killed run goes on behind the last grade.
 
@@ -79,31 +81,39 @@ def mt_bench(
         out: folder to make; complete or absent.
         request: what is sent beside the messages, by default temperature 0 and max_tokens 512.
         resamples: bootstrap draws over questions.
+        trained_on: what the models were trained on, prompt files (.jsonl) or artefacts of kind "responses" or "pairs";
+            questions whose first turn stands there too, exactly or nearly (`data.overlap`), are left out and counted.
 
     Raises:
         ConfigError: a setting is not usable, or the server refuses.
         ArtifactError: answers are incomplete.
-        DataError: answers are to other questions, the server declines some, or none of the replies holds a grade.
+        DataError: answers are to other questions, every question was trained on, the server declines some answers, or
+            none of the replies holds a grade.
     """
     if resamples < 1:
         raise ConfigError(f"resamples {resamples}: expected at least 1")
     if own := [name for name in OWN if name in (request or {})]:
         raise ConfigError(f"request.{own[0]}: is the stage's own; leave it out")
-    dialogues, digests = _read(candidates, read_questions(questions))
+    asked = read_questions(questions)
+    dialogues, digests = _read(candidates, asked)
     made_from = {
         "questions": file_digest(Path(questions).expanduser()),
         "responses": digests,
         "grader": {"model": grader.model, "prompt": prompt_digest(), "request": request or REQUEST},
         "resamples": resamples,
-    }
+    } | ({"trained_on": training_digests(trained_on)} if trained_on else {})
     if finished(out, "mt-bench", made_from):
         return Path(out)
+    left_out = leave_out({one.prompt_id(1): first_turn(one).messages for one in asked}, trained_on or [], SPLIT)
+    dialogues = [one for one in dialogues if one.question.prompt_id(1) not in left_out]
     server = ChatServer(grader)
     with draft(out, "mt-bench", made_from) as work:
         rows = _grade(work.path / "rows.jsonl", dialogues, server, request or REQUEST)
         summary = {"grader": made_from["grader"], **summarise(rows, resamples)}
         write_atomically(work.path / "mt_bench.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
         work.counts = {"models": len(candidates), "grades": len(rows), "unread": sum(r.grade is None for r in rows)}
+        if trained_on:
+            work.results = {"left_out": {question: str(overlap) for question, overlap in left_out.items()}}
     for line in summary["rows"]:
         print(_said(line, grader.model), flush=True)
     return Path(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.data.rows import FinishReason, Message, ResponseRow, RowWriter
 
-__all__ = ["SAMPLER", "expected_ratio", "responses"]
+__all__ = ["SAMPLER", "expected_ratio", "responses", "trained_prompts"]
 
 SAMPLER: dict[str, Any] = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 64, "seed": 0}
 
@@ -30,6 +31,14 @@ def responses(
             messages = [Message("user", prompt)]
             writer.write(ResponseRow(prompt_id, "heldout", messages, [1], ids, text, finish_reason, None))
     return str(folder)
+
+
+def trained_prompts(path: Path, *prompts: str) -> str:
+    """A prompt file with t0, t1 ... that models are said to have been trained on."""
+    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    rows = [{"prompt_id": f"t{at}", "messages": messages} for at, messages in enumerate(turns)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
 
 
 def expected_ratio(numerators: list[float], denominators: list[float], resamples: int) -> tuple[float, float, float]:

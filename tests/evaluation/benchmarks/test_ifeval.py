@@ -9,13 +9,13 @@ import pytest
 from lightning_dadpo.cli.main import main
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.data.prompts import PromptFile, read_prompts
-from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
 from lightning_dadpo.evaluation.benchmarks import ifeval_checks
 from lightning_dadpo.evaluation.benchmarks.ifeval import ifeval
 from lightning_dadpo.evaluation.benchmarks.ifeval_checks import Checkers
 from lightning_dadpo.evaluation.benchmarks.ifeval_file import IfevalPrompt, ifeval_prompts, read_ifeval
 from lightning_dadpo.evaluation.benchmarks.ifeval_tables import IfevalRow, summarise
-from tests.evaluation.benchmarks.artefacts import SAMPLER, expected_ratio, responses
+from tests.evaluation.benchmarks.artefacts import SAMPLER, expected_ratio, responses, trained_prompts
 
 pytest.importorskip("if_verifiable", reason="needs the package if-verifiable (extra ifeval)")
 
@@ -254,6 +254,29 @@ def test_prompts_of_a_named_instruction_are_left_out(example: tuple[str, dict[st
     names = ["startend:quotation", "length_constraints:number_words"]
     with pytest.raises(ConfigError, match="all 3 prompts are left out"):
         ifeval(folders, file, str(tmp_path / "other"), leave_out=names)
+
+
+def test_E1_prompts_that_were_trained_on_are_left_out(
+    example: tuple[str, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, folders = example
+    trained = trained_prompts(tmp_path / "train.jsonl", "question 7")
+    ifeval(folders, file, str(tmp_path / "out"), trained_on=[trained], resamples=10)
+    assert "left out 1 of 2 prompts of split 'heldout' that stand in the training data" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "ifeval.json").read_text("utf-8"))
+    # of prompt 9 alone: both models' two words, and the prompt's own
+    assert [(row["prompts"], row["prompt_strict"]) for row in found["rows"]] == [(1, 1.0), (1, 1.0)]
+    assert found["repeating_the_prompt"]["instruction_strict"] == 1.0
+    manifest = read_manifest(tmp_path / "out", "ifeval")
+    assert manifest.counts == {"models": 2, "prompts": 1, "left_out": 2}
+    assert manifest.results["left_out"].keys() == {"ifeval-7", "ifeval-8"}
+    assert manifest.results["left_out"]["ifeval-7"] == "the same words as t0"
+    with pytest.raises(ArtifactError, match=r"trained_on: .* there, None now"):
+        ifeval(folders, file, str(tmp_path / "out"), resamples=10)
+    trained = trained_prompts(tmp_path / "all.jsonl", "Question 7?", "Question 9?")
+    with pytest.raises(DataError, match="all 2 prompts of split 'heldout' stand there too"):
+        ifeval(folders, file, str(tmp_path / "other"), trained_on=[trained])
+    assert not list(tmp_path.glob("other*"))
 
 
 def test_a_missing_sentence_model_is_said_before_anything_is_written(

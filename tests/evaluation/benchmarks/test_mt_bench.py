@@ -11,7 +11,7 @@ from lightning_dadpo.cli.main import main
 from lightning_dadpo.data.artifacts import draft, read_manifest
 from lightning_dadpo.data.prompts import PromptFile, read_prompts
 from lightning_dadpo.data.rows import Message, ResponseRow, RowWriter, read_rows
-from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
 from lightning_dadpo.evaluation.benchmarks import mt_bench_sampling
 from lightning_dadpo.evaluation.benchmarks.grade_tables import GradeRow, summarise
 from lightning_dadpo.evaluation.benchmarks.grading import grading_messages, read_grade
@@ -21,7 +21,7 @@ from lightning_dadpo.evaluation.benchmarks.mt_bench_sampling import mt_bench_sam
 from lightning_dadpo.models.server_spec import ChatServerSpec
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
-from tests.evaluation.benchmarks.artefacts import SAMPLER, expected_ratio
+from tests.evaluation.benchmarks.artefacts import SAMPLER, expected_ratio, trained_prompts
 from tests.servers.fake_chat import FakeChatServer
 
 QUESTIONS: list[dict[str, Any]] = [
@@ -264,6 +264,30 @@ def test_what_the_server_declines_is_no_row_and_is_asked_again(tmp_path: Path) -
         assert again == ["Two", "Three"]
     found = json.loads((tmp_path / "out" / "mt_bench.json").read_text("utf-8"))
     assert (found["rows"][0]["overall"], found["rows"][0]["unread"]) == (pytest.approx(53 / 6), 0)
+
+
+def test_E1_questions_that_were_trained_on_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions, out = _file(tmp_path / "question.jsonl"), tmp_path / "out"
+    trained = [trained_prompts(tmp_path / "train.jsonl", "Hello.", "1 + 1")]
+    folders = {"good": _answers(tmp_path / "good", GOOD), "bad": _answers(tmp_path / "bad", BAD)}
+    with FakeChatServer(_grader) as endpoint:
+        mt_bench(folders, questions, _spec(endpoint.url), str(out), trained_on=trained)
+        assert len(endpoint.asked) == 8  # neither turn of question 111
+        with pytest.raises(ArtifactError, match=r"trained_on: .* there, None now"):
+            mt_bench(folders, questions, _spec(endpoint.url), str(out))
+    assert "left out 1 of 3 prompts of split 'heldout'" in capsys.readouterr().out
+    found = json.loads((out / "mt_bench.json").read_text("utf-8"))
+    assert [(row["questions"], row["overall"]) for row in found["rows"]] == [
+        (2, pytest.approx((8 + 7 + 9 + 10) / 4)),
+        (2, pytest.approx((1 + 1 + 3) / 3)),
+    ]
+    manifest = read_manifest(out, "mt-bench")
+    assert manifest.results["left_out"] == {"mt-bench-111/1": "the same words as t1"}
+    assert manifest.counts["grades"] == 8
+    trained = [trained_prompts(tmp_path / "all.jsonl", *(question["turns"][0] for question in QUESTIONS))]
+    with pytest.raises(DataError, match="all 3 prompts of split 'heldout' stand there too"):
+        mt_bench(folders, questions, _spec("http://127.0.0.1:9/v1"), str(tmp_path / "other"), trained_on=trained)
+    assert not list(tmp_path.glob("other*"))
 
 
 def test_no_grades_are_no_number() -> None:
