@@ -50,7 +50,7 @@ class Decision:
     picked: list[str]
     risks: Risks
     notes: list[str]
-    rule: str = RULE
+    rule: str
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -85,6 +85,7 @@ def decide(inputs: ReportInputs, answers: Mapping[str, Mapping[str, ResponseRow]
         five=five,
         picked=[one.pick.prompt_id for one in five],
         risks=risks(_evidence(inputs, main)),
+        rule=RULE.format(prompts=inputs.plain_prompts),
         notes=[short(note, NOTE_LETTERS) for note in inputs.notes[:NOTES]],
         problems=problems,
     )
@@ -119,6 +120,7 @@ def _evidence(inputs: ReportInputs, main: str | None) -> Evidence:
         summary=inputs.summary,
         evaluation=_manifest(inputs.evaluation),
         analysis=_analysis(inputs.analysis),
+        prompts=inputs.plain_prompts,
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 __all__ = ["ReportInputs", "Nearness"]
 
+HELD_OUT = "heldout"
+
 
 @dataclass(frozen=True)
 class Nearness:
@@ -52,7 +54,7 @@ class ReportInputs:
         teacher_name: what the teacher is called. student_origin: where the student came from, in a few words.
         rounds: `rounds.json` of an experiment with several.
         predictions: run name -> JSONL with `pair_id`, `margin`, `chosen_reward` and `rejected_reward` in nats.
-        responses: model name -> responses artefact; its split `heldout` is shown.
+        responses: model name -> responses artefact; what it said to the prompts of `split` is shown.
         configuration: the resolved configuration, as YAML.
         stages: a row a stage with `name`, `folder`, `seconds`, `counts`, `results` and `versions`.
         notes: sentences about what the run can and cannot show.
@@ -72,7 +74,7 @@ class ReportInputs:
     verdicts: Path | None = None
     judge_validations: list[Path] = field(default_factory=list)
     ifeval: Path | None = None
-    split: str = "heldout"
+    split: str = HELD_OUT
     models: dict[str, Path] = field(default_factory=dict)
     teacher_name: str = ""
     student_origin: str = ""
@@ -83,3 +85,13 @@ class ReportInputs:
     stages: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     command: str = ""
+
+    @property
+    def prompts(self) -> str:
+        """What sentences call the prompts of `split`."""
+        return "held-out" if self.split == HELD_OUT else self.split
+
+    @property
+    def plain_prompts(self) -> str:
+        """The same on page one, whose reader knows no names of splits; validation prompts are no test."""
+        return "test" if self.split == HELD_OUT else self.split

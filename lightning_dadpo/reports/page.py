@@ -77,7 +77,7 @@ def _content(inputs: ReportInputs) -> dict[str, Any]:
         "headlines": headlines(found),
         "picked": picked,
         "conversations": shown,
-        "heldout_prompts": prompts,
+        "all_prompts": prompts,
         "open_conversations": OPEN_CONVERSATIONS,
         "answer_problems": answer_problems,
         "token_maps": students(maps.get("token maps", [])),

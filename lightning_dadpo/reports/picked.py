@@ -21,9 +21,9 @@ PLACES = (
     (1.0, "farthest"),
 )  # fmt: skip
 RULE = (
-    "Chosen by a fixed rule: all test prompts in the order of the student's distance on its own answer; shown are the "
-    "nearest, those at a quarter, at the middle and at three quarters of that order, and the farthest, each with its "
-    "distance."
+    "Chosen by a fixed rule: all {prompts} prompts in the order of the student's distance on its own answer; shown are "
+    "the nearest, those at a quarter, at the middle and at three quarters of that order, and the farthest, each with "
+    "its distance."
 )
 PROMPT_LETTERS, ANSWER_LETTERS = 100, 150
 

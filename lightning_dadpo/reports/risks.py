@@ -27,6 +27,7 @@ class Evidence:
         main: the student in question.
         summary: the result table.
         trainings: how often the student was trained, each from another random start.
+        prompts: what the prompts are called that it was compared on.
         evaluation: its manifest. analysis: whether weights saturate. Either is None where there is none.
     """
 
@@ -35,6 +36,7 @@ class Evidence:
     trainings: int = 1
     evaluation: Manifest | None = None
     analysis: Analysis | None = None
+    prompts: str = "test"
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,19 @@ def risks(evidence: Evidence) -> Risks:
     rows = {str(row.get("model")): row for row in evidence.summary}
     mine, teacher = rows.get(evidence.main or "", {}), rows.get(TEACHER, {})
     seen = [
-        *(_few(mine, evidence.trainings) if mine else []),
+        *(_few(evidence, mine) if mine else []),
         *_cut(evidence.evaluation, mine, teacher),
         *_repetition(mine, teacher),
         *_lengths(mine, teacher),
-        *_left_out(evidence.evaluation),
+        *_left_out(evidence),
         *_saturation(evidence),
     ]
     unchecked = [
         "Licence: whether the teacher's terms allow training another model on its answers is yours to check.",
         "Truth and safety: nothing here tests whether answers are true, harmless or fit for your use.",
-        *_overlap_unchecked(evidence.evaluation),
-        "Other uses: only prompts like these test prompts were tried, in the languages that they are in.",
+        *_overlap_unchecked(evidence),
+        f"Other uses: only prompts like these {evidence.prompts} prompts were tried, in the languages that they are "
+        "in.",
     ]
     return Risks(seen, unchecked)
 
@@ -76,12 +79,12 @@ def _finite(row: Mapping[str, Any], key: str) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
-def _few(mine: Mapping[str, Any], trainings: int) -> list[str]:
+def _few(evidence: Evidence, mine: Mapping[str, Any]) -> list[str]:
     prompts = _finite(mine, "prompts")
     said = []
     if prompts is not None and prompts < FEW_PROMPTS:
-        said.append(f"Few test prompts: {prompts:.0f}. Small differences cannot be seen with so few.")
-    if trainings == 1:
+        said.append(f"Few {evidence.prompts} prompts: {prompts:.0f}. Small differences cannot be seen with so few.")
+    if evidence.trainings == 1:
         said.append("One training run: how much another random start would change is not known.")
     return said
 
@@ -124,21 +127,21 @@ def _lengths(mine: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _left_out(evaluation: Manifest | None) -> list[str]:
-    found = evaluation.results.get("left_out") if evaluation else None
+def _left_out(evidence: Evidence) -> list[str]:
+    found = evidence.evaluation.results.get("left_out") if evidence.evaluation else None
     if not found:
         return []
     count = len(found)
     return [
-        f"Left out: {count} test prompt{'s' if count > 1 else ''} also stood in the training data, exactly or nearly, "
-        f"and {'were' if count > 1 else 'was'} not used."
+        f"Left out: {count} {evidence.prompts} prompt{'s' if count > 1 else ''} also stood in the training data, "
+        f"exactly or nearly, and {'were' if count > 1 else 'was'} not used."
     ]
 
 
-def _overlap_unchecked(evaluation: Manifest | None) -> list[str]:
-    if evaluation is not None and "left_out" in evaluation.results:
+def _overlap_unchecked(evidence: Evidence) -> list[str]:
+    if evidence.evaluation is not None and "left_out" in evidence.evaluation.results:
         return []
-    return ["Overlap: whether near copies of test prompts stand in the training data was not checked."]
+    return [f"Overlap: whether near copies of {evidence.prompts} prompts stand in the training data was not checked."]
 
 
 def _saturation(evidence: Evidence) -> list[str]:

@@ -64,7 +64,7 @@ class Column:
 
 COLUMNS = (
     Column("parameters", "Size", "million", None, 1, 1e-6, "Parameters; shared ones count once."),
-    Column("prompts", "Prompts", "held out", None, 0, 1.0, "Prompts that took no part in training."),
+    Column("prompts", "Prompts", "compared on", None, 0, 1.0, "Prompts that took no part in training."),
     Column("finished", "Finished", "% of answers", "higher", 0, 100.0, "Share that ended before the length cap."),
     Column("mean_tokens", "Length", "tokens", None, 1, 1.0, "Mean length of an answer; longer is not better."),
     Column("repetition", "Repetition", "%", "lower", 1, 100.0, "How much of an answer repeats itself."),

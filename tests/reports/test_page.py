@@ -110,6 +110,18 @@ def test_what_the_page_says(page: str) -> None:
     assert "make demo" in text
 
 
+def test_the_page_names_the_split_that_was_used(page: str, tmp_path: Path) -> None:
+    """Students that were compared on validation prompts were tested on nothing, and nothing was held out."""
+    told = re.compile(r"held.out|test prompt", re.IGNORECASE)
+    assert len(told.findall(page)) >= 8
+    inputs = replace(example.experiment(tmp_path), curves={}, scores={}, predictions={}, split="validation")
+    text = write_report(inputs, tmp_path / "report.html").read_text("utf-8")
+    assert told.findall(text) == []
+    assert "Every model on the same validation prompts" in text
+    assert "Few validation prompts: 48." in text
+    assert "no response to a validation prompt was found" in text  # the example's are all held out
+
+
 def test_the_same_inputs_give_the_same_page(page: str, tmp_path: Path) -> None:
     again = write_report(example.experiment(tmp_path), tmp_path / "report.html").read_text("utf-8")
     assert again == page
