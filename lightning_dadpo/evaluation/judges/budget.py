@@ -18,11 +18,11 @@ class Budget:
 
     Args:
         input_price: of a million tokens read; output_price: of a million tokens written; both or none.
-        max_calls: calls in all; None for any number.
+        max_calls: calls in all, those that repeat a question aside; None for any number.
         max_cost: price in all, in the currency of the prices; None for any.
 
     Attributes:
-        calls, tokens_in, tokens_out: so far.
+        calls, tokens_in, tokens_out: so far, all of them. repeats: calls that repeated a question.
 
     Raises:
         ConfigError: a number is out of range, or a price is missing.
@@ -46,7 +46,7 @@ class Budget:
             raise ConfigError(f"judge.max_cost {max_cost}: needs judge.input_price and judge.output_price")
         self._prices = None if input_price is None or output_price is None else (input_price, output_price)
         self._max_calls, self._max_cost = max_calls, max_cost
-        self.calls = self.tokens_in = self.tokens_out = 0
+        self.calls = self.repeats = self.tokens_in = self.tokens_out = 0
 
     def price(self, tokens_in: int, tokens_out: int) -> float | None:
         """What tokens cost; None where no prices are known."""
@@ -54,16 +54,16 @@ class Budget:
             return None
         return (tokens_in * self._prices[0] + tokens_out * self._prices[1]) / MILLION
 
-    def refuse(self, calls: int, tokens_in: int, tokens_out: int) -> None:
-        """Refuse further calls that would go beyond a bound.
+    def refuse(self, calls: int, tokens_in: int, tokens_out: int, again: bool = False) -> None:
+        """Refuse further calls that would go beyond a bound; `again`: they repeat questions.
 
         Raises:
             ConfigError: naming the bound, and what is needed.
         """
-        if self._max_calls is not None and self.calls + calls > self._max_calls:
+        made = self.calls - self.repeats
+        if self._max_calls is not None and not again and made + calls > self._max_calls:
             raise ConfigError(
-                f"judge.max_calls {self._max_calls}: {calls} more calls needed, {self.calls} made; raise it "
-                "or judge fewer"
+                f"judge.max_calls {self._max_calls}: {calls} more calls needed, {made} made; raise it or judge fewer"
             )
         needed = self.price(self.tokens_in + tokens_in, self.tokens_out + tokens_out)
         if self._max_cost is not None and needed is not None and needed > self._max_cost:
@@ -72,13 +72,14 @@ class Budget:
                 f"{calls} more; raise it or judge fewer"
             )
 
-    def count(self, tokens_in: int, tokens_out: int) -> None:
-        """One call was made.
+    def count(self, tokens_in: int, tokens_out: int, again: bool = False) -> None:
+        """One call was made; `again`: it repeated a question.
 
         Raises:
             ConfigError: it went beyond max_cost, as when a server counts more tokens than were estimated.
         """
         self.calls += 1
+        self.repeats += again
         self.tokens_in += tokens_in
         self.tokens_out += tokens_out
         self.refuse(0, 0, 0)

@@ -57,9 +57,12 @@ class ChatJudge(Judge):
         tries: how often a comparison is asked about until a reply can be read.
         input_price: of a million tokens that the model reads, in any currency.
         output_price: of a million tokens that it writes.
-        max_calls: calls that this judge may make in all; more are refused before the first one.
-        max_cost: what they may cost in all; more is refused before the first call, and where the server counts more
-            tokens than were estimated, in between.
+        max_calls: calls that one command may make, not counting those that ask again about a comparison, of which
+            there are up to tries - 1; more are refused before the first one. Each command counts from 0: so does each
+            stage of a run, and each restart. Verdicts that the cache holds are no calls.
+        max_cost: what one command may cost, counted like max_calls but with those that ask again; more is refused
+            before the first call, and where the server counts more tokens than were estimated or many replies cannot
+            be read, in between.
         request: what is sent beside the messages, by default {temperature: 0, max_tokens: 8}. Reasoning models take
             other names and need more room, for example {max_completion_tokens: 2000}.
 
@@ -157,8 +160,9 @@ class ChatJudge(Judge):
         waiting = dict(missing)
         with server.connected():
             for number in range(1, self.tries + 1):
+                again, last = number > 1, number == self.tries
 
-                def tell(key: str, answers: list[ChatAnswer], last: bool = number == self.tries) -> None:
+                def tell(key: str, answers: list[ChatAnswer], again: bool = again, last: bool = last) -> None:
                     (answer,) = answers
                     verdict = read_verdict(answer.text)
                     if answer.declined is not None:  # asked again at once it would be again; another day it may not
@@ -166,26 +170,26 @@ class ChatJudge(Judge):
                     elif verdict is not None or last:
                         found[key] = KeptVerdict(key, verdict or "unreadable", quoted(answer.text))
                         keep(found[key])
-                    self._count(missing[key], answer)
+                    self._count(missing[key], answer, again)
 
-                server.ask(((key, [self._question(one, number > 1)]) for key, one in waiting.items()), tell)
+                server.ask(((key, [self._question(one, again)]) for key, one in waiting.items()), tell)
                 waiting = {key: one for key, one in waiting.items() if key not in found}
-                self._refuse_dear(list(waiting.values()))
+                self._refuse_dear(list(waiting.values()), again=True)
         return found
 
     def _question(self, one: Comparison, again: bool) -> dict[str, Any]:
         return {"messages": verdict_messages(one, again), **self.request}
 
-    def _count(self, one: Comparison, answer: ChatAnswer) -> None:
+    def _count(self, one: Comparison, answer: ChatAnswer, again: bool) -> None:
         """What the server counted, or an estimate where it does not say."""
         tokens_in = _tokens(verdict_messages(one)) if answer.prompt_tokens is None else answer.prompt_tokens
         drawn = self._most_drawn if answer.drawn_tokens is None else answer.drawn_tokens
-        self._budget.count(tokens_in, drawn)
+        self._budget.count(tokens_in, drawn, again)
 
-    def _refuse_dear(self, missing: Sequence[Comparison]) -> tuple[int, int]:
+    def _refuse_dear(self, missing: Sequence[Comparison], again: bool = False) -> tuple[int, int]:
         """Tokens in, estimated, and out, at most; refused beyond the budget."""
         tokens_in, tokens_out = sum(_tokens(verdict_messages(one)) for one in missing), len(missing) * self._most_drawn
-        self._budget.refuse(len(missing), tokens_in, tokens_out)
+        self._budget.refuse(len(missing), tokens_in, tokens_out, again)
         return tokens_in, tokens_out
 
 

@@ -243,6 +243,26 @@ def test_a_bound_refuses_before_the_first_call(server: FakeChatServer, tmp_path:
         enough.prefer(COMPARISONS[:1])
 
 
+def test_the_stated_number_of_calls_is_enough_although_a_reply_has_to_be_asked_for_again(
+    server: FakeChatServer, tmp_path: Path
+) -> None:
+    server.reply = lambda request: "Well." if "Question 1?" in request["messages"][1]["content"] else longer(request)
+    asking = judge(server, tmp_path)
+    stated = int(asking.cost(MANY).split(" calls")[0])
+    bounded = judge(server, tmp_path, max_calls=stated)
+    assert bounded.prefer(MANY) == [expected(one) if one.comparison_id != "q1" else "tie" for one in MANY]
+    assert bounded.counts()["calls"] == len(server.asked) == stated + 2
+    with pytest.raises(ConfigError, match=f"max_calls {stated}: 1 more calls needed, {stated} made"):
+        bounded.cost(COMPARISONS[:1])
+    # what is kept is no call, and another command counts from 0
+    assert judge(server, tmp_path, max_calls=1).prefer([*MANY, COMPARISONS[0]])[:2] == ["tie", "tie"]
+    server.usage = (100_000, 0)  # in money a question that is asked again counts
+    priced = judge(server, tmp_path / "priced", max_cost=0.8, input_price=5.0, output_price=5.0)
+    with pytest.raises(ConfigError, match=r"judge.max_cost 0.8: up to 1 may be needed for 2 calls made"):
+        priced.prefer([MANY[1]])
+    assert priced.counts() == {"calls": 2, "tokens_in": 200_000, "tokens_out": 0}
+
+
 def test_a_server_that_counts_more_than_was_estimated_is_stopped(server: FakeChatServer, tmp_path: Path) -> None:
     server.usage = (80_000, 0)
     asking = judge(server, tmp_path, max_cost=1.0, input_price=5.0, output_price=5.0, concurrency=1)
