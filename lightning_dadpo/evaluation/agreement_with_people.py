@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,17 +15,27 @@ from lightning_dadpo.evaluation.judges import Preference
 from lightning_dadpo.evaluation.people import LLMBAR, PANDALM
 from lightning_dadpo.evaluation.verdicts import with_bounds
 
-__all__ = ["CRITERION", "CHANCE", "ValidationRow", "agreements", "shortcomings"]
+__all__ = ["CRITERION", "CHANCE", "PUBLISHED_PAIRS", "ValidationRow", "agreements", "shortcomings", "wilson_low"]
 
 CHANCE = 0.5
 """Agreement of a coin on pairs of which people prefer one response; also of whoever calls everything a tie."""
 
+PUBLISHED_PAIRS = {PANDALM: 999, LLMBAR: 100 + 134 + 92 + 47 + 46}
+"""Pairs of the whole sets as they are published: PandaLM's test set (arXiv 2306.05087) and LLMBar's five parts (arXiv
+2310.07641), Natural and, adversarial, Neighbor, GPTInst, GPTOut and Manual."""
+
 CRITERION = (
-    "On PandaLM's untied pairs the lower 95 % bound of the judge's agreement with people is above the agreement of "
-    '"longer wins" on the same pairs, and the lower 95 % bound of the difference between the two, taken pair by pair, '
-    "is above 0; on all of LLMBar's pairs the lower 95 % bound of its agreement is above 50 %."
+    f"On the untied ones of all {PUBLISHED_PAIRS[PANDALM]} pairs of PandaLM's test set the lower 95 % bound of the "
+    'judge\'s agreement with people is above the agreement of "longer wins" on the same pairs, and the lower 95 % '
+    "bound of the difference between the two, taken pair by pair, is above 0; on all "
+    f"{PUBLISHED_PAIRS[LLMBAR]} pairs of LLMBar's five parts the lower 95 % bound of its agreement is above 50 %. The "
+    "lower bound of an agreement is the lower one of two: the bootstrap's over questions, and Wilson's over pairs."
 )
-"""What a judge must do before a preference result may rest on it."""
+"""What a judge must do before a preference result may rest on it. The bootstrap sees that the pairs of a question
+belong together, but has no width where all pairs are alike; Wilson's bound has."""
+
+NORMAL_QUANTILE = 1.959963984540054
+"""Of 0.975: an interval of 95 %."""
 
 
 @validated_dataclass(frozen=True, config=STRICT)
@@ -97,17 +108,39 @@ def agreements(rows: Sequence[ValidationRow], resamples: int) -> dict[str, Any]:
 def shortcomings(sets: Sequence[dict[str, Any]]) -> list[str]:
     """Why a judge does not pass `CRITERION`, a sentence each; none when it passes. A set that was not given is one."""
     of = {row["set"]: row for row in sets}
-    missing = [f"no {name} file was given" for name in (PANDALM, LLMBAR) if name not in of]
-    found = []
+    missing = [f"no {name} file was given" for name in PUBLISHED_PAIRS if name not in of]
+    found = [
+        f"{name}: only {of[name]['pairs']} of {whole} pairs were given"
+        for name, whole in PUBLISHED_PAIRS.items()
+        if name in of and of[name]["pairs"] < whole
+    ]
     if panda := of.get(PANDALM):
-        low, longer, gain = panda["agreement_low"], panda["longer_wins"], panda["difference_low"]
+        low, longer, gain = _low(panda), panda["longer_wins"], panda["difference_low"]
         if not low > longer:
             found.append(f'PandaLM: its lower bound {low:.1%} is not above "longer wins", {longer:.1%}')
         if not gain > 0:
             found.append(f'PandaLM: its gain over "longer wins", pair by pair, has the lower bound {gain:+.1%}')
-    if (bar := of.get(LLMBAR)) and not bar["agreement_low"] > CHANCE:
-        found.append(f"LLMBar: its lower bound {bar['agreement_low']:.1%} is not above chance, {CHANCE:.0%}")
+    if (bar := of.get(LLMBAR)) and not _low(bar) > CHANCE:
+        found.append(f"LLMBar: its lower bound {_low(bar):.1%} is not above chance, {CHANCE:.0%}")
     return missing + found
+
+
+def _low(row: dict[str, Any]) -> float:
+    """The lower 95 % bound of an agreement: the bootstrap's or `wilson_low`, whichever is lower."""
+    return min(float(row["agreement_low"]), wilson_low(row["agreement"], row["untied"]))
+
+
+def wilson_low(share: float, number: int) -> float:
+    """Lower end of Wilson's 95 % interval of a share (Wilson 1927); below 1 also where all of them agree.
+
+    A half, as a tie counts, varies less than a whole and a nothing, so with ties the bound is the more careful.
+
+    Args:
+        share: of 1. number: of what it is a share, >= 1.
+    """
+    squared = NORMAL_QUANTILE**2 / number
+    spread = math.sqrt(squared * share * (1 - share) + squared**2 / 4)
+    return (share + squared / 2 - spread) / (1 + squared)
 
 
 def _right(said: Preference, people: Preference) -> float:

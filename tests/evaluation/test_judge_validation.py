@@ -12,8 +12,14 @@ import yaml
 from lightning_dadpo.cli.main import main
 from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.errors import ArtifactError, ConfigError
-from lightning_dadpo.evaluation import judge_validation
-from lightning_dadpo.evaluation.agreement_with_people import ValidationRow, agreements, shortcomings
+from lightning_dadpo.evaluation import agreement_with_people, judge_validation
+from lightning_dadpo.evaluation.agreement_with_people import (
+    PUBLISHED_PAIRS,
+    ValidationRow,
+    agreements,
+    shortcomings,
+    wilson_low,
+)
 from lightning_dadpo.evaluation.judge_validation import validate_judge
 from lightning_dadpo.evaluation.judges import Comparison, Preference
 from lightning_dadpo.evaluation.judging import judge
@@ -83,20 +89,52 @@ def test_intervals_draw_questions_whole_and_the_difference_is_paired() -> None:
     assert (alone["agreement_low"], alone["agreement_high"]) != (found["agreement_low"], found["agreement_high"])
 
 
-def criterion(**changed: float) -> list[str]:
-    panda = {"set": PANDALM, "agreement_low": 0.70, "longer_wins": 0.67, "difference_low": 0.01}
-    bar = {"set": LLMBAR, "agreement_low": 0.51}
-    return shortcomings(
-        [panda | {k: v for k, v in changed.items() if k != "bar"}, bar | {"agreement_low": changed.get("bar", 0.51)}]
-    )
+def criterion(bar: dict[str, float] | None = None, **panda: float) -> list[str]:
+    """What is held against a judge that passes but for what is changed."""
+    whole = {"pairs": 999, "untied": 894, "agreement": 0.74}
+    rows = [
+        {"set": PANDALM, "agreement_low": 0.70, "longer_wins": 0.67, "difference_low": 0.01} | whole | panda,
+        {"set": LLMBAR, "agreement_low": 0.51} | whole | {"pairs": 419, "untied": 419} | (bar or {}),
+    ]
+    return shortcomings(rows)
 
 
 def test_a_judge_passes_when_it_beats_length_by_both_readings_and_chance() -> None:
     assert criterion() == []
     assert criterion(agreement_low=0.67) == ['PandaLM: its lower bound 67.0% is not above "longer wins", 67.0%']
     assert len(criterion(difference_low=0.0)) == 1
-    assert criterion(bar=0.5) == ["LLMBar: its lower bound 50.0% is not above chance, 50%"]
+    assert criterion({"agreement_low": 0.5}) == ["LLMBar: its lower bound 50.0% is not above chance, 50%"]
     assert shortcomings([{"set": "all"}]) == ["no PandaLM file was given", "no LLMBar file was given"]
+
+
+def test_a_judge_passes_on_the_whole_sets_alone() -> None:
+    assert criterion(pairs=998) == ["PandaLM: only 998 of 999 pairs were given"]
+    assert criterion({"pairs": 234}) == ["LLMBar: only 234 of 419 pairs were given"]
+    # one pair each, on which judge and people agree and length does not: no draw differs from another
+    sets = [{"set": name, **agreements(rows("f", "f", "s"), 50)} for name in (PANDALM, LLMBAR)]
+    assert [row["agreement_low"] for row in sets] == [1.0, 1.0]
+    assert shortcomings(sets) == [
+        "PandaLM: only 1 of 999 pairs were given",
+        "LLMBar: only 1 of 419 pairs were given",
+        "LLMBar: its lower bound 20.7% is not above chance, 50%",
+    ]
+
+
+def test_a_bound_has_width_where_all_pairs_are_alike() -> None:
+    assert wilson_low(1.0, 1) == pytest.approx(1 / (1 + 1.959964**2))
+    assert wilson_low(0.0, 9) == pytest.approx(0.0, abs=1e-12)
+    for share, number in ((0.74, 894), (0.5, 3), (0.9, 419)):
+        low = wilson_low(share, number)
+        # the share lies 1.96 standard errors above it, by the error that a true share of `low` has
+        assert share - low == pytest.approx(1.959964 * (low * (1 - low) / number) ** 0.5)
+    # all of LLMBar right, but only three of them untied: the bootstrap alone would say 100 %
+    assert criterion({"agreement": 1.0, "agreement_low": 1.0, "untied": 3}) == [
+        "LLMBar: its lower bound 43.9% is not above chance, 50%"
+    ]
+    # where the bootstrap is the wider one, it counts
+    assert criterion(agreement=0.74, agreement_low=0.66) == [
+        'PandaLM: its lower bound 66.0% is not above "longer wins", 67.0%'
+    ]
 
 
 class KnowsJudge(FakeJudge):
@@ -138,8 +176,11 @@ def validated(people: PeopleFiles, out: Path, judge_: FakeJudge) -> dict[str, An
 
 
 def test_a_judge_that_knows_passes_and_one_that_counts_letters_does_not(
-    people: PeopleFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    people: PeopleFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    part = validated(people, tmp_path / "part", KnowsJudge())
+    assert part["reasons"] == [f"{name}: only 12 of {all_} pairs were given" for name, all_ in PUBLISHED_PAIRS.items()]
+    monkeypatch.setattr(agreement_with_people, "PUBLISHED_PAIRS", {PANDALM: 12, LLMBAR: 12})
     found = validated(people, tmp_path / "knows", KnowsJudge())
     assert [row["set"] for row in found["sets"]] == [PANDALM, LLMBAR, "Natural", "Adversarial", "all"]
     assert [(row["pairs"], row["untied"]) for row in found["sets"]] == [(12, 11), (12, 12), (6, 6), (6, 6), (24, 23)]
