@@ -1,13 +1,14 @@
 """`python -m MODULE` forked from a process that has imported what stages import, which takes longer than some stages.
 
 That process is the standard library's fork server. It runs nothing itself, so that what it forks begins like any other
-process that has just imported the same: with threads, devices and random states of its own. It ends with `dadpo run`
-and the last stage.
+process that has just imported the same: with threads and devices of its own, and random states as after an import (but
+numpy's global one, which no stage draws from, is the same in all). It ends with `dadpo run` and the last stage.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
@@ -15,8 +16,10 @@ import os
 import runpy
 import signal
 import sys
+import weakref
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
+from typing import Any
 
 __all__ = ["Fork", "IMPORTED"]
 
@@ -68,12 +71,23 @@ class Fork:
 
 def _run(module: str, arguments: list[str], environment: dict[str, str]) -> None:
     """In the forked process: `python -m` as far as anything can see."""
-    atexit._clear()  # the server's
+    _forget_the_servers_end()
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *arguments]
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # before the module handles it; multiprocessing would make it a 1
+        sys.exit(128 + signal.SIGINT)
     finally:
         atexit._run_exitfuncs()  # multiprocessing leaves them out
+
+
+def _forget_the_servers_end() -> None:
+    """What is left to the end of a process is the server's own, and to be left to this one's anew."""
+    atexit._clear()
+    atexit.register(logging.shutdown)
+    finalizers: Any = weakref.finalize  # it registers itself once a process, with the first thing to be finalized
+    finalizers._registry.clear()
+    finalizers._registered_with_atexit = False

@@ -120,7 +120,10 @@ def test_nothing_else_begins_when_the_stage_ended_well_beside_the_signal(tmp_pat
 
 
 def test_ctrl_c_before_there_is_a_fork_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Imports take seconds, in which the terminal finds nobody but this process."""
+    """Imports take seconds, in which the terminal finds nobody but this process.
+
+    Planted: where multiprocessing is left to say what became of it, the status is 1.
+    """
     start = forks.ForkServerProcess.start
 
     def asked_before(process: Any) -> None:
@@ -128,7 +131,7 @@ def test_ctrl_c_before_there_is_a_fork_reaches_it(tmp_path: Path, monkeypatch: p
         start(process)
 
     monkeypatch.setattr(forks.ForkServerProcess, "start", asked_before)
-    assert run_stage(stage(tmp_path, 130), forked=True) != 0
+    assert run_stage(stage(tmp_path, 7), forked=True) == 130
     assert not (tmp_path / "checkpoint").exists()
 
 
@@ -137,6 +140,51 @@ def test_the_status_is_the_stages_or_that_of_the_signal_which_ended_it(tmp_path:
     assert run_stage([sys.executable, "-m", "lightning_dadpo", "no-such-command"], forked) == 2
     when_ready(tmp_path, lambda: os.kill(seen(tmp_path)["process"], signal.SIGKILL))
     assert run_stage(stage(tmp_path, 0), forked) == 137
+
+
+@KINDS
+def test_ctrl_c_that_a_stage_does_not_handle_yet_has_one_status(
+    tmp_path: Path, forked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it imports, say."""
+    (tmp_path / "importing.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run_stage([sys.executable, "-m", "importing"], forked) == 130
+
+
+@KINDS
+def test_what_is_left_to_the_end_of_a_stage_is_done_then(
+    tmp_path: Path, forked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: with `atexit._clear` alone the folder stays, since its hook went with the server's, and so does the row.
+
+    `prepared` stands for what the server has imported: it has left something to its own end, which has not come.
+    """
+    (tmp_path / "prepared.py").write_text(
+        "import os, pathlib, weakref\n"
+        "class Held: pass\n"
+        "held = Held()\n"
+        "weakref.finalize(held, pathlib.Path(f'{__file__}.{os.getpid()}').touch)\n",
+        "utf-8",
+    )
+    (tmp_path / "leaving.py").write_text(
+        "import logging.handlers, sys, tempfile\n"
+        "tempfile.held = tempfile.TemporaryDirectory(dir='.', prefix='left-')\n"
+        "rows = logging.handlers.MemoryHandler(9, target=logging.FileHandler('rows'))\n"
+        "rows.emit(logging.makeLogRecord({'msg': 'one', 'levelno': 20}))\n"
+        "sys.exit(3)\n",
+        "utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    multiprocessing.forkserver._forkserver._stop()
+    monkeypatch.setattr(forks, "IMPORTED", ["prepared"])
+    assert run_stage([sys.executable, "-m", "leaving"], forked) == 3
+    assert (tmp_path / "rows").read_text("utf-8") == "one\n"
+    assert not list(tmp_path.glob("left-*"))
+    assert not list(tmp_path.glob("prepared.py.*"))
+    multiprocessing.forkserver._forkserver._stop()
 
 
 @KINDS
