@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from pydantic.dataclasses import dataclass
 
@@ -22,6 +23,12 @@ from lightning_dadpo.errors import ArtifactError
 __all__ = ["KeptRow", "kept_rows", "keeping"]
 
 ROWS = "rows.jsonl"
+
+LONGEST_WAIT = 24 * 3600.0
+"""Seconds that a process waits for another one that asks the same judge: only one that hangs takes longer."""
+
+BETWEEN_LOOKS = 1.0
+"""Seconds."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -61,14 +68,16 @@ def kept_rows(cache: str | None, identity: Mapping[str, Any], row_type: type[Row
 
 @contextmanager
 def keeping(cache: str | None, identity: Mapping[str, Any]) -> Iterator[Callable[[Any], None]]:
-    """Keep rows, each as soon as it is given.
+    """Keep rows, each as soon as it is given; one process at a time asks a judge, the others wait and say so.
+
+    What the process before has kept is there then, so `kept_rows` is to be read again inside: nothing is asked twice.
 
     Args:
         cache: the folder of all judges, made where it is missing; None keeps nothing.
         identity: the judge's; it is written beside its rows, for whoever looks there.
 
     Raises:
-        ArtifactError: another process is asking the same judge with the same cache, or the folder cannot be made.
+        ArtifactError: another process has been asking the same judge for `LONGEST_WAIT`, or the folder cannot be made.
     """
     if cache is None:
         yield lambda row: None
@@ -80,11 +89,25 @@ def keeping(cache: str | None, identity: Mapping[str, Any]) -> Iterator[Callable
     except OSError as error:
         raise ArtifactError(f"judge.cache {cache}: cannot be written ({error.strerror})") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtifactError(f"{folder}: another process is asking this judge; wait for it or stop it") from None
+        _wait_for(lock, folder)
         if not (folder / "judge.json").exists():
             write_atomically(folder / "judge.json", json.dumps(identity, indent=1, ensure_ascii=False) + "\n")
         with RowWriter(folder / ROWS) as writer:
             yield writer.write
+
+
+def _wait_for(lock: IO[str], folder: Path) -> None:
+    until, said = time.monotonic() + LONGEST_WAIT, False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise ArtifactError(
+                    f"{folder}: another process has been asking this judge for {LONGEST_WAIT / 3600:g} hours; stop it"
+                ) from None
+        if not said:
+            print(f"{folder}: another process is asking this judge; waiting for it", flush=True)
+            said = True
+        time.sleep(BETWEEN_LOOKS)

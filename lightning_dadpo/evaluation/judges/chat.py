@@ -125,7 +125,7 @@ class ChatJudge(Judge):
         Raises:
             ConfigError: beyond max_calls or max_cost, or the server refuses the key.
             DataError: the server fails for good.
-            ArtifactError: another process is asking the same judge.
+            ArtifactError: another process hangs while it asks the same judge.
         """
         identity, asked = self.identity(), _different(comparisons)
         known = kept_rows(self.cache, identity, KeptVerdict)
@@ -136,7 +136,8 @@ class ChatJudge(Judge):
         try:
             if missing:
                 with keeping(self.cache, identity) as keep:
-                    known |= self._ask(missing, keep)
+                    known = kept_rows(self.cache, identity, KeptVerdict)  # another process may have asked meanwhile
+                    known |= self._ask({key: one for key, one in missing.items() if key not in known}, keep)
         finally:
             self._counts = {
                 "calls": self._budget.calls - before[0],

@@ -146,19 +146,22 @@ class ScoringJudge(Judge):
             ConfigError, ArtifactError: the model cannot be loaded or used, or the cache cannot be.
         """
         identity = self.scored_by()
-        known = kept_rows(self.cache, identity, KeptScore)
-        found = {answer: known[key].score for answer in answers if (key := _key(answer)) in known}
-        missing = [answer for answer in answers if answer not in found]
-        if not missing:
+        found = self._kept(answers)
+        if len(found) == len(answers):
             return found
         with keeping(self.cache, identity) as keep:
-            for window in self._windows(missing):
+            found = self._kept(answers)  # another process may have read some meanwhile
+            for window in self._windows([answer for answer in answers if answer not in found]):
                 for answer, score in zip(window, self.read(window), strict=True):
                     if score is not None and not math.isfinite(score):
                         raise DataError(f"judge {self.name!r}: scores the response {answer[1][:40]!r} with {score}")
                     keep(KeptScore(_key(answer), score))
                     found[answer] = score
         return found
+
+    def _kept(self, answers: Sequence[Answer]) -> dict[Answer, float | None]:
+        known = kept_rows(self.cache, self.scored_by(), KeptScore)
+        return {answer: known[key].score for answer in answers if (key := _key(answer)) in known}
 
     @abstractmethod
     def tokens(self, answers: Sequence[Answer]) -> int:

@@ -9,15 +9,18 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from time import sleep
 from typing import Any
 
 import openai  # noqa: F401  imported by the judge itself at its first question: a forked one shall find it there
 import pytest
 
 from lightning_dadpo.errors import ArtifactError, ConfigError, DadpoError, DataError
-from lightning_dadpo.evaluation.judges import ChatJudge, Comparison
+from lightning_dadpo.evaluation.judges import ChatJudge, Comparison, cache
 from lightning_dadpo.evaluation.judges.cache import keeping
 from lightning_dadpo.evaluation.judges.chat_prompt import read_verdict, verdict_messages
 from lightning_dadpo.models.server_spec import ChatServerSpec
@@ -304,13 +307,48 @@ def test_the_key_is_sent_and_stands_nowhere(
         assert any("my key is [key]" in text for text in files)
 
 
-def test_two_processes_do_not_ask_the_same_judge_at_once(server: FakeChatServer, tmp_path: Path) -> None:
+def test_two_processes_ask_the_same_judge_one_after_the_other_and_nothing_twice(
+    server: FakeChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cache, "BETWEEN_LOOKS", 0.01)
+    held, goes_on = Event(), Event()
+
+    def answer(request: dict[str, Any]) -> str:
+        held.set()
+        assert goes_on.wait(20)
+        return longer(request)
+
+    server.reply = answer
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(judge(server, tmp_path).prefer, MANY)
+        assert held.wait(20)
+        other = threads.submit(judge(server, tmp_path).prefer, [*MANY, *COMPARISONS[:1]])
+        said = ""
+        for _ in range(2000):
+            if "waiting" in (said := said + capsys.readouterr().out):
+                break
+            sleep(0.01)
+        goes_on.set()
+        assert other.result() == [*one.result(), expected(COMPARISONS[0])]
+    assert said.endswith(": another process is asking this judge; waiting for it\n")
+    said += capsys.readouterr().out
+    assert said.count("waiting for it") == 1
+    assert len(server.asked) == len([one for one in MANY if one.first != one.second]) + 1
+
+
+def test_a_process_that_hangs_is_not_waited_for_without_end(
+    server: FakeChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asking = judge(server, tmp_path)
-    with keeping(asking.cache, asking.identity()), pytest.raises(ArtifactError, match="another process is asking"):
+    monkeypatch.setattr(cache, "LONGEST_WAIT", 0.0)
+    with keeping(asking.cache, asking.identity()), pytest.raises(ArtifactError, match="has been asking this judge for"):
         asking.prefer(COMPARISONS)
+
+
+def test_a_cache_that_cannot_be_written_is_named(server: FakeChatServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"judge.cache .*file: cannot be written"):
-        ChatJudge(asking.server, str(tmp_path / "file")).prefer(COMPARISONS)
+        ChatJudge(judge(server, tmp_path).server, str(tmp_path / "file")).prefer(COMPARISONS)
 
 
 def test_a_broken_line_in_the_cache_is_named(server: FakeChatServer, tmp_path: Path) -> None:

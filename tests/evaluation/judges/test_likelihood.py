@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from lightning_dadpo.data.rows import Message
 from lightning_dadpo.errors import ConfigError, DataError
-from lightning_dadpo.evaluation.judges import Comparison, LikelihoodJudge
+from lightning_dadpo.evaluation.judges import Comparison, LikelihoodJudge, cache
+from lightning_dadpo.evaluation.judges.cache import keeping
 from lightning_dadpo.evaluation.judges.likelihood import NO_PROMPT
-from lightning_dadpo.evaluation.judges.scoring import Answer
+from lightning_dadpo.evaluation.judges.scoring import Answer, KeptScore, _key
 from lightning_dadpo.models.spec import ModelSpec
 from tests.evaluation.judges.talks import BOTH_ORDERS, COMPARISONS, talk
 from tests.oracles import sequence_log_prob
@@ -162,6 +165,22 @@ def test_a_killed_run_goes_on_from_its_cache(
     assert len(set(seen[:10])) == 10
     scores, again = resumed.score(answers(COMPARISONS)), judge.score(answers(COMPARISONS))
     assert all(math.isclose(scores[one] or 0, again[one] or 0, abs_tol=1e-5) for one in again)
+
+
+def test_what_another_process_reads_meanwhile_is_not_read_again(
+    judge: LikelihoodJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "BETWEEN_LOOKS", 0.01)
+    waiting = LikelihoodJudge(judge.model, 0.0, 60, "32-true", str(tmp_path / "kept"))
+    waiting.__dict__["_loaded"] = judge._loaded
+    some = answers(COMPARISONS[:2])
+    with ThreadPoolExecutor(1) as beside:
+        with keeping(waiting.cache, waiting.scored_by()) as keep:
+            found = beside.submit(waiting.score, some)
+            sleep(0.2)  # it finds nothing kept, and waits
+            keep(KeptScore(_key(some[0]), 7.0))
+        assert found.result()[some[0]] == 7.0
+    assert found.result()[some[1]] == pytest.approx(judge.score(some)[some[1]], abs=1e-5)
 
 
 def test_ids_without_an_embedding_and_numbers_that_are_none(
