@@ -40,12 +40,14 @@ class Sweep:
         grid: the values of each parameter.
         metric: name of what the runs are compared by.
         goal: minimize or maximize.
+        configs: what the files hold that the command names with -c.
     """
 
     command: tuple[str, ...]
     grid: dict[str, list[Any]]
     metric: str
     goal: str
+    configs: tuple[str, ...]
 
     def runs(self) -> Iterator[dict[str, Any]]:
         """The points of the grid, the last parameter varying fastest."""
@@ -58,8 +60,8 @@ class Sweep:
         return [part for one in self.command for part in (given if one == ARGUMENTS else [one])]
 
     def run_id(self, run: dict[str, Any]) -> str:
-        """What a run is called; another command or another value is another run."""
-        return content_digest(self.command, run)[:8]
+        """What a run is called; another command, another value or other text in its files is another run."""
+        return content_digest(self.command, run, self.configs)[:8]
 
     def folder_of(self, run_id: str) -> Path:
         """Where a run leaves its curves, by its command."""
@@ -93,7 +95,7 @@ def read_sweep(path: str) -> Sweep:
     }
     if not grid:
         raise ConfigError(f"{path}: parameters: none given, expected at least one")
-    return Sweep(tuple(command), grid, str(metric["name"]), str(metric.get("goal", GOALS[0])))
+    return Sweep(tuple(command), grid, str(metric["name"]), str(metric.get("goal", GOALS[0])), _configs_in(command))
 
 
 def _values(path: str, name: str, said: Any) -> list[Any]:
@@ -108,6 +110,13 @@ def _values(path: str, name: str, said: Any) -> list[Any]:
 def _folder_in(command: list[str] | tuple[str, ...]) -> str:
     found = re.search(rf"--trainer\.default_root_dir[= ]+(\S*\${RUN_ID}\S*)", " ".join(command))
     return found[1].strip("\"'") if found else ""
+
+
+def _configs_in(command: list[str]) -> tuple[str, ...]:
+    """The texts behind -c and --config; a file that is not there is said by the first run."""
+    named = re.findall(r"(?<!\S)(?:-c|--config)[= ]+(\S+)", " ".join(command))
+    files = [Path(name.strip("\"'")) for name in named]
+    return tuple(file.read_text("utf-8") for file in files if file.is_file())
 
 
 def sweep(file: str) -> int:

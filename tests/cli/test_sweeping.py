@@ -161,6 +161,31 @@ def test_the_largest_comes_first_when_it_is_wanted(home: Path, capsys: pytest.Ca
     assert listed[0].endswith("lr 2e-06, beta_teacher 0.5")
 
 
+def test_a_file_of_the_command_that_holds_something_else_makes_other_runs(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Planted: of the command's words alone, the old results are printed as those of the file as it is now."""
+    quoted = [
+        "dadpo",
+        "fit",
+        "--config='mine.yaml'",
+        "--trainer.default_root_dir",
+        "runs/sweep/$WANDB_RUN_ID",
+        "${args}",
+    ]
+    for changed in ({}, {"command": quoted}):
+        file = small(home, **changed)
+        first = {read_sweep(file).run_id(run) for run in read_sweep(file).runs()}
+        assert {read_sweep(file).run_id(run) for run in read_sweep(file).runs()} == first
+        (home / "mine.yaml").write_text((home / "mine.yaml").read_text() + "seed_everything: 7\n")
+        assert first.isdisjoint(read_sweep(file).run_id(run) for run in read_sweep(file).runs())
+    assert sweep(small(home)) == 0
+    (home / "mine.yaml").write_text((home / "mine.yaml").read_text() + "# another\n")
+    capsys.readouterr()
+    assert sweep(small(home)) == 0
+    assert "[1/2]" in capsys.readouterr().out
+
+
 def test_a_metric_that_nobody_logs_is_said(home: Path) -> None:
     with pytest.raises(ConfigError, match=r"runs/sweep/\w+: no val/margin in its metrics\.csv; expected a callback"):
         sweep(small(home, metric={"name": "val/margin"}))
