@@ -33,7 +33,8 @@ class Node:
 
     Attributes:
         name: the folder's or file's; versions are counted by it.
-        kind: responses, pairs, scores, fit, model, evaluation ...; `data` for files of prompts or preferences.
+        kind: responses, pairs, scores, fit, model, evaluation ...; `data` for files of prompts, preferences or
+            people's judgements.
         reference: an address; of a file, whose content is the artefact's, or of nothing but a name.
         metadata: for people; few keys, since wandb takes a hundred at most.
     """
@@ -69,13 +70,14 @@ def used(settings: Any) -> list[Node]:
     return list(dict.fromkeys(_used(settings)))
 
 
-def _used(said: Any) -> Iterator[Node]:
+def _used(said: Any, key: str = "") -> Iterator[Node]:
     if isinstance(said, Mapping):
-        if (model := _outside_model(said)) is not None:
+        if (model := _outside_model(said, key)) is not None:
             yield model
             return
-        said = list(said.values())
-    if isinstance(said, str):
+        for name, one in said.items():
+            yield from _used(one, name)
+    elif isinstance(said, str):
         yield from _named(said)
     elif isinstance(said, Sequence):
         for one in said:
@@ -86,7 +88,7 @@ def _named(text: str) -> Iterator[Node]:
     path = Path(os.path.expanduser(text))  # a text may be anything, and none is an error here
     if (folder := _artefact_around(path)) is not None:
         yield made(folder)
-    elif path.suffix == ".jsonl" and os.path.isfile(path):
+    elif path.suffix in (".jsonl", ".json") and os.path.isfile(path):
         metadata = {"file": text, "digest": file_digest(path), "kind": "data"}
         yield Node(path.name, "data", path.absolute().as_uri(), metadata)
 
@@ -98,10 +100,14 @@ def _artefact_around(path: Path) -> Path | None:
     return next(around, None)
 
 
-def _outside_model(said: Mapping[str, Any]) -> Node | None:
-    """A model that no stage made: a hub name or a plain folder, said as a `ModelSpec`; its weights are not read."""
+def _outside_model(said: Mapping[str, Any], key: str) -> Node | None:
+    """A model that no stage made: a hub name or a plain folder; its weights are not read.
+
+    A whole `ModelSpec` shows by its fields. A judge's stands in the YAML as a person wrote it: mostly a path alone, so
+    it shows by its key, `model`.
+    """
     path = said.get("path")
-    if not isinstance(path, str) or "gguf_file" not in said or list(_named(path)):
+    if not isinstance(path, str) or ("gguf_file" not in said and key != "model") or list(_named(path)):
         return None
     parts = [str(said[key]) for key in ("gguf_file", "revision") if said.get(key)]
     return Node(Path(path).name, "model", "dadpo:model/" + "@".join([path, *parts]), {"kind": "model", "path": path})

@@ -68,6 +68,19 @@ def test_what_settings_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
+def test_a_judge_s_stages_name_its_model_and_what_people_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an experiment's YAML has them. Planted: of whole specs and JSONL alone, neither is an input of them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("pandalm.json", "natural.json"):
+        (tmp_path / name).write_text("[]")
+    judge = {"class_path": "RewardModelJudge", "init_args": {"model": {"path": "own/reward", "revision": "v2"}}}
+    people = {"pandalm": "pandalm.json", "llmbar": ["natural.json", "nowhere.json"]}
+    nodes = used({"judge": judge, "people": people})
+    assert named(nodes) == [("model", "reward"), ("data", "pandalm.json"), ("data", "natural.json")]
+    assert nodes[0].reference == "dadpo:model/own/reward@v2"
+    assert used({"prompts": {"heldout": {"path": "nowhere.jsonl"}}, "model": {"class_path": "X"}}) == []
+
+
 def test_a_node_is_what_it_is_made_of(tmp_path: Path) -> None:
     folder = artefact(tmp_path / "pairs-1", "pairs")
     node = made(folder)
