@@ -145,8 +145,8 @@ def _formats(files: Sequence[Weights | None], share: str) -> str:
     teacher, student = files
     if teacher is None or student is None or teacher.words == student.words:
         return ""
-    alike = "" if share == UNKNOWN else f"; in the same one the student's would take about {share} of the teacher's"
-    return f"The files on disk differ in format{alike}."
+    alike = "" if share == UNKNOWN else f"; in one format the student's would be {share} of the teacher's"
+    return f"Files differ in format{alike}."
 
 
 def _three(value: float) -> str:
@@ -169,12 +169,9 @@ def _speed(teacher: Speed | None, student: Speed | None) -> str:
     if teacher is None or student is None:
         return "Speed was not measured."
     if not teacher.on_equal_terms(student) or not (teacher.rate > 0 and student.rate > 0):
-        return (
-            "Speed is not given: the two were not timed on equal terms, with as many prompts at a time and without a "
-            "break."
-        )
+        return "Speed is not given: the two were not timed on equal terms (as many prompts at a time, no break)."
     return (
-        f"Speed while answering the same number of prompts, measured once: teacher {teacher.rate:.0f}, student "
+        f"Speed on equally many prompts, measured once: teacher {teacher.rate:.0f}, student "
         f"{student.rate:.0f} tokens a second."
     )
 

@@ -25,7 +25,7 @@ RULE = (
     "the nearest, those at a quarter, at the middle and at three quarters of that order, and the farthest, each with "
     "its distance."
 )
-PROMPT_LETTERS, ANSWER_LETTERS = 100, 150
+PROMPT_LETTERS, ANSWER_LETTERS = 100, 140
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def _before(turns: Sequence[Message]) -> str:
 
 
 def _answer(row: ResponseRow) -> str:
-    text = short(row.text, ANSWER_LETTERS) or "(nothing)"
-    return text if row.finish_reason == "stop" else f"{text} [cut]"
+    mark = "" if row.finish_reason == "stop" else " [cut]"
+    return (short(row.text, ANSWER_LETTERS - len(mark)) or "(nothing)") + mark
 
 
 def short(text: str, limit: int) -> str:

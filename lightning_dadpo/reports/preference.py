@@ -180,9 +180,9 @@ def _claim(section: PreferenceSection, row: Mapping[str, Any]) -> None:
     section.claim = f"The judge {seen}: wins less losses come to {rate} of 100; 0 is a draw."
     shares = [number(row, key) for key in ("win", "tie", "lose")]
     section.rate = (
-        f"With equally many characters it would be {points_of(row, 'length_controlled')}. Always taking the answer "
-        f"with more characters comes to {points_of(row, 'longer_wins')}; mean lengths in tokens: "
-        f"{_tokens(row, 'mean_tokens')} against {_tokens(row, 'opponent_mean_tokens')}."
+        f"At equal length in characters it would be {points_of(row, 'length_controlled')}; always taking the longer "
+        f"comes to {points_of(row, 'longer_wins')}. Mean tokens: {_tokens(row, 'mean_tokens')} against "
+        f"{_tokens(row, 'opponent_mean_tokens')}."
     )
     if all(share is not None and math.isfinite(share) for share in shares):
         win, tie, lose = (round(100 * (share or 0.0), 2) for share in shares)
@@ -260,8 +260,8 @@ def _trust(sets: Sequence[Mapping[str, Any]]) -> str:
     by_name = {str(row.get("set")): row for row in sets}
     if row := by_name.get("PandaLM"):
         said.append(
-            f"{percent_of(row, 'agreement')} of everyday comparisons (PandaLM), where always taking the longer answer "
-            f"(in characters) agrees in {percent_of(row, 'longer_wins')}"
+            f"{percent_of(row, 'agreement')} of everyday comparisons (PandaLM), where taking the longer one (in "
+            f"characters) agrees in {percent_of(row, 'longer_wins')}"
         )
     if row := by_name.get("LLMBar"):
         said.append(

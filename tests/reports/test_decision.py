@@ -55,9 +55,7 @@ def test_the_share_on_disk_is_of_bytes_not_of_parameters(tmp_path: Path) -> None
             file.truncate(size)
     section = cost_section(sized(models=models), "dadpo")
     row = section.rows[1]
-    assert section.files == (
-        "The files on disk differ in format; in the same one the student's would take about 20\u00a0% of the teacher's."
-    )
+    assert section.files == ("Files differ in format; in one format the student's would be 20\u00a0% of the teacher's.")
     assert cost_section(sized(models=dict.fromkeys(models, models["dadpo"])), "dadpo").files == ""
     assert (row.teacher, row.student, row.share) == ("4\u00a0MB (32-bit)", "1\u00a0MB (16-bit)", "25\u00a0%")
 
@@ -127,11 +125,12 @@ def test_what_is_shown_of_a_conversation() -> None:
     assert (one.teacher, one.student) == ("said so [cut]", "(nothing)")
 
 
-@pytest.mark.parametrize(("reason", "end"), [("length", " … [cut]"), ("stop", " …")])
-def test_a_capped_answer_is_marked_also_where_the_page_shortens_it(reason: Any, end: str) -> None:
+@pytest.mark.parametrize(("reason", "words", "end"), [("length", 26, " … [cut]"), ("stop", 28, " …")])
+def test_a_capped_answer_is_marked_also_where_the_page_shortens_it(reason: Any, words: int, end: str) -> None:
+    """28 words and their spaces fit into 140 letters; 26 where the mark takes six of them."""
     row = ResponseRow("p", "heldout", [Message("user", "a")], [1], [2], "word " * 60, reason, None)
     (one,) = shown([Pick("p", "middle", 1.0)], {"teacher": {"p": row}, "dadpo": {"p": row}}, "dadpo")
-    assert one.teacher == one.student == " ".join(["word"] * 30) + end
+    assert one.teacher == one.student == " ".join(["word"] * words) + end
 
 
 @pytest.mark.parametrize(
@@ -250,13 +249,13 @@ def test_a_judge_that_passed_is_believed(tmp_path: Path, rate: float, said: str)
     assert found.bar is not None
     assert found.bar.widths == pytest.approx((20.0, 35.0, 20 - 100 * rate))
     assert (
-        "in 80\u00a0% [74, 86] of everyday comparisons (PandaLM), where always taking the longer answer "
-        "(in characters) agrees in 68" in (found.trust)
+        "in 80\u00a0% [74, 86] of everyday comparisons (PandaLM), where taking the longer one (in characters) "
+        "agrees in 68" in (found.trust)
     )
     points = f"{100 * (rate + 0.05):+.0f} points".replace("-", "−")
-    assert found.rate.startswith(f"With equally many characters it would be {points} [")
-    assert "Always taking the answer with more characters comes to −40 points" in found.rate
-    assert found.rate.endswith("mean lengths in tokens: 38 against 41.")
+    assert found.rate.startswith(f"At equal length in characters it would be {points} [")
+    assert "always taking the longer comes to −40 points" in found.rate
+    assert found.rate.endswith("Mean tokens: 38 against 41.")
     assert found.rows[0][:2] == ["pruned", "48"]
     assert found.differences[0] == ["pruned", "dSFT", "−10 points [−16, −4]", "lower"]
 

@@ -34,6 +34,7 @@ def full(folder: Path) -> ReportInputs:
     farther = [Nearness("dadpo", name, 0.02, 0.01, 0.03, 1.02, 1.01, 1.03) for name in OTHERS]
     evaluation = example.evaluation(folder / "left-out", left_out={"p20": "exactly", "p21": "nearly"})
     notes = ["A sentence of the kind that people write about what a run can show and what it cannot. " * 3] * 3
+    inputs.models["teacher"] = example.gguf_model(folder / "small.gguf", 2_000_000)
     return replace(inputs, summary=rows, nearness=[*inputs.nearness, *farther], evaluation=evaluation, notes=notes)
 
 
