@@ -10,7 +10,7 @@ from typing import Literal
 from lightning_dadpo.data.pairing_rules import RULES, PairingRule
 from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.evaluation.people import PeopleFiles
+from lightning_dadpo.evaluation.people_files import PeopleFiles
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 

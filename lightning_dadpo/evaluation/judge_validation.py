@@ -14,7 +14,8 @@ from lightning_dadpo.evaluation.agreement_with_people import CRITERION, Validati
 from lightning_dadpo.evaluation.asking import InBothOrders, Judged, judged_rows
 from lightning_dadpo.evaluation.judge_tables import say_validation
 from lightning_dadpo.evaluation.judges import Comparison, Judge, Preference
-from lightning_dadpo.evaluation.people import LLMBAR, PANDALM, JudgedPair, PeopleFiles, read_people
+from lightning_dadpo.evaluation.people import LLMBAR, PANDALM, JudgedPair, read_people
+from lightning_dadpo.evaluation.people_files import PeopleFiles
 from lightning_dadpo.evaluation.preference_rate import Verdict, combine, longer_wins
 
 __all__ = ["validate_judge"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,40 +18,17 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated_dataclass
 
 from lightning_dadpo.data.rows import Message, parse_row
-from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.errors import DataError
 from lightning_dadpo.evaluation.judges import Comparison, Preference
+from lightning_dadpo.evaluation.people_files import PeopleFiles, part_of
 
-__all__ = ["PANDALM", "LLMBAR", "PeopleFiles", "JudgedPair", "read_people", "majority"]
+__all__ = ["PANDALM", "LLMBAR", "JudgedPair", "read_people", "majority"]
 
 PANDALM = "PandaLM"
 LLMBAR = "LLMBar"
 
 PREFERENCES: tuple[Preference, ...] = ("tie", "first", "second")
 """What labels 0, 1 and 2 say."""
-
-
-@dataclass(frozen=True)
-class PeopleFiles:
-    """Files of people's judgements.
-
-    Attributes:
-        pandalm: PandaLM's test set.
-        llmbar: LLMBar's files, each a part of its own; their names tell the parts apart.
-    """
-
-    pandalm: str | None = None
-    llmbar: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.pandalm is None and not self.llmbar:
-            raise ConfigError("people: no files, expected pandalm: FILE, llmbar: [FILE, ...] or both")
-        if double := [name for name, times in Counter(map(_part, self.paths)).items() if times > 1]:
-            raise ConfigError(f"people: two files are called {double[0]}, expected a name for each")
-
-    @property
-    def paths(self) -> list[str]:
-        """All files, PandaLM's first."""
-        return [path for path in (self.pandalm, *self.llmbar) if path is not None]
 
 
 @dataclass(frozen=True)
@@ -105,9 +82,9 @@ def read_people(files: PeopleFiles) -> list[JudgedPair]:
     """
     pairs = []
     if (path := files.pandalm) is not None:
-        pairs += _some_untied(path, [_from_pandalm(_part(path), *row) for row in enumerate(_read(path, _PandaLM))])
+        pairs += _some_untied(path, [_from_pandalm(part_of(path), *row) for row in enumerate(_read(path, _PandaLM))])
     for path in files.llmbar:
-        pairs += _some_untied(path, [_from_llmbar(_part(path), *row) for row in enumerate(_read(path, _LLMBar))])
+        pairs += _some_untied(path, [_from_llmbar(part_of(path), *row) for row in enumerate(_read(path, _LLMBar))])
     return pairs
 
 
@@ -140,10 +117,6 @@ def _from_pandalm(part: str, number: int, row: _PandaLM) -> JudgedPair:
 def _from_llmbar(part: str, number: int, row: _LLMBar) -> JudgedPair:
     comparison = Comparison(f"{part}/{number}", [Message("user", row.input)], row.output_1, row.output_2)
     return JudgedPair(LLMBAR, part, comparison, PREFERENCES[row.label])
-
-
-def _part(path: str) -> str:
-    return Path(path).stem
 
 
 def _read(path: str, form: type[Row]) -> list[Row]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from lightning_dadpo.cli.needs import needs_of
 from lightning_dadpo.cli.stages import plan_stages
 from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.errors import ConfigError
-from lightning_dadpo.evaluation.people import PeopleFiles
+from lightning_dadpo.evaluation.people_files import PeopleFiles
 from lightning_dadpo.models.spec import ModelSpec
 
 LOSSES = Path("configs/loss")
@@ -220,3 +222,14 @@ def test_everybody_is_asked_what_a_program_can_check(tmp_path: Path) -> None:
         assert stage.settings["settings"] == heldout["settings"]
     plain = {stage.name: stage.folder for stage in plan_stages(DEMO)}
     assert {name: found[name].folder for name in plain} == plain
+
+
+def test_an_experiment_is_read_without_anything_heavy() -> None:
+    """A finished run answers in seconds; planted: the judges behind `people` bring transformers along."""
+    code = (
+        "import sys; from lightning_dadpo.cli.experiment import read_experiment; "
+        "heavy = {'torch', 'transformers', 'lightning', 'matplotlib', 'openai'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

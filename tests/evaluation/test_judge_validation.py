@@ -23,7 +23,8 @@ from lightning_dadpo.evaluation.agreement_with_people import (
 from lightning_dadpo.evaluation.judge_validation import validate_judge
 from lightning_dadpo.evaluation.judges import Comparison, Preference
 from lightning_dadpo.evaluation.judging import judge
-from lightning_dadpo.evaluation.people import LLMBAR, PANDALM, PeopleFiles
+from lightning_dadpo.evaluation.people import LLMBAR, PANDALM
+from lightning_dadpo.evaluation.people_files import PeopleFiles
 from tests.evaluation.fake_judges import FakeJudge, FirstJudge, LongerJudge, RandomJudge
 from tests.evaluation.test_judging import OPPONENT, SHORT, save
 from tests.evaluation.test_judging import rows as responses

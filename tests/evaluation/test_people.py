@@ -9,7 +9,8 @@ import pytest
 from lightning_dadpo.data.rows import Message
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.judges import Preference
-from lightning_dadpo.evaluation.people import LLMBAR, PANDALM, PeopleFiles, majority, read_people
+from lightning_dadpo.evaluation.people import LLMBAR, PANDALM, majority, read_people
+from lightning_dadpo.evaluation.people_files import PeopleFiles
 
 PANDA = {
     "idx": 7, "motivation_app": "mail", "cmp_key": "a_b", "instruction": "Shorten this.", "input": "A long sentence.",
