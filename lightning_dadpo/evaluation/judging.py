@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_dadpo.data.artifacts import draft, finished, read_manifest, write_atomically
-from lightning_dadpo.data.rows import ResponseRow, content_digest, read_rows
+from lightning_dadpo.data.rows import ResponseRow, content_digest
 from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
+from lightning_dadpo.evaluation.answers import Answers, read_answers
 from lightning_dadpo.evaluation.asking import InBothOrders, Judged, judged_rows
 from lightning_dadpo.evaluation.judge_tables import say_preferences
 from lightning_dadpo.evaluation.judges import Comparison, Judge
@@ -26,17 +26,6 @@ PREFERENCE = "preference.json"
 PAIRS_AT_A_TIME = 32
 """Pairs, of all candidates on a few prompts, that are asked about in one call and then written: what a kill can lose.
 The opponent's response to a prompt is the same for all candidates: a judge that scores responses scores it once."""
-
-
-@dataclass(frozen=True)
-class _Side:
-    """What one model said to the prompts of a split, by prompt id."""
-
-    name: str
-    folder: str
-    digest: str
-    sampler: dict[str, Any]
-    rows: dict[str, ResponseRow]
 
 
 def judge(
@@ -73,8 +62,8 @@ def judge(
             was trained on.
     """
     _check_arguments(candidates, resamples)
-    other = _read_side("opponent", opponent, split)
-    sides = [_read_side(name, folder, split) for name, folder in candidates.items()]
+    other = read_answers("opponent", opponent, split)
+    sides = [read_answers(name, folder, split) for name, folder in candidates.items()]
     _check_same_questions(other, sides)
     validated = [_validation(folder, judge) for folder in validations or []]
     identity = judge.identity()
@@ -106,7 +95,7 @@ def judge(
 
 
 def _verdicts(
-    path: Path, judge: Judge, opponent: _Side, sides: Sequence[_Side], left_out: Container[str]
+    path: Path, judge: Judge, opponent: Answers, sides: Sequence[Answers], left_out: Container[str]
 ) -> Judged[VerdictRow]:
     """Every verdict, all candidates' on the opponent's first prompt first."""
     prompts = [prompt for prompt in opponent.rows if prompt not in left_out]
@@ -139,20 +128,7 @@ def _row(model: str, own: ResponseRow, other: ResponseRow, said: InBothOrders) -
     )
 
 
-def _read_side(name: str, folder: str, split: str) -> _Side:
-    manifest = read_manifest(folder, "responses")
-    path, rows = Path(folder) / ROWS, {}
-    for row in read_rows(path, ResponseRow):
-        if row.split == split and row.candidate == 0:  # the others are for pairing rules to choose among
-            if row.prompt_id in rows:
-                raise DataError(f"{path}: prompt {row.prompt_id!r} is answered twice in split {split!r}")
-            rows[row.prompt_id] = row
-    if not rows:
-        raise DataError(f"{path}: no response of split {split!r}")
-    return _Side(name, folder, manifest.files[ROWS], manifest.made_from.get("sampler", {}), rows)
-
-
-def _check_same_questions(opponent: _Side, sides: list[_Side]) -> None:
+def _check_same_questions(opponent: Answers, sides: list[Answers]) -> None:
     """Refuse candidates that answered other conversations than the opponent, or under other settings than another."""
     for side in sides:
         if lacking := sorted(opponent.rows.keys() ^ side.rows.keys()):

@@ -141,8 +141,9 @@ def test_trouble_is_one_line_and_no_error(tmp_path: Path, capsys: pytest.Capture
     )
 
 
-def test_a_disabled_run_is_told_nothing(tmp_path: Path) -> None:
+def test_a_disabled_run_is_told_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Disabled(Refusing):
         disabled = True
 
     record_inputs(Disabled(), {"folder": str(artefact(tmp_path / "a", "pairs"))})
+    assert capsys.readouterr().out == ""  # a run that was told something would have refused, in a printed line

@@ -13,10 +13,11 @@ from typing import Any
 from lightning_dadpo.data.artifacts import draft, file_digest, finished, write_atomically
 from lightning_dadpo.data.rows import Message, RowWriter
 from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.evaluation.answers import Answers, read_answers
 from lightning_dadpo.evaluation.benchmarks.ifeval_checks import Checkers
 from lightning_dadpo.evaluation.benchmarks.ifeval_file import IfevalPrompt, read_ifeval
 from lightning_dadpo.evaluation.benchmarks.ifeval_tables import IfevalRow, accuracies, summarise
-from lightning_dadpo.evaluation.benchmarks.responses import Answers, check_one_sampler, read_answers, with_interval
+from lightning_dadpo.evaluation.benchmarks.responses import check_one_sampler, with_interval
 from lightning_dadpo.evaluation.left_out import leave_out as leave_out_trained
 from lightning_dadpo.evaluation.left_out import training_digests
 

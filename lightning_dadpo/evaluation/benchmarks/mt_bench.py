@@ -15,11 +15,12 @@ from typing import Any, Literal
 from lightning_dadpo.data.artifacts import draft, file_digest, finished, write_atomically
 from lightning_dadpo.data.rows import Message, ResponseRow, RowWriter, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.evaluation.answers import Answers, read_answers
 from lightning_dadpo.evaluation.benchmarks.grade_tables import GradeRow, summarise
 from lightning_dadpo.evaluation.benchmarks.grading import LOWEST, grading_messages, prompt_digest, read_grade
 from lightning_dadpo.evaluation.benchmarks.mt_bench_file import Question, first_turn, read_questions, second_turn
 from lightning_dadpo.evaluation.benchmarks.mt_bench_sampling import SPLIT
-from lightning_dadpo.evaluation.benchmarks.responses import Answers, check_one_sampler, read_answers
+from lightning_dadpo.evaluation.benchmarks.responses import check_one_sampler
 from lightning_dadpo.evaluation.left_out import leave_out, training_digests
 from lightning_dadpo.models.chat_completions import ChatAnswer, ChatServer
 from lightning_dadpo.models.openai_server import GOES_ON

@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.data.rows import PromptRow
 from lightning_dadpo.errors import DataError
+from lightning_dadpo.evaluation.answers import read_answers
 from lightning_dadpo.evaluation.benchmarks.mt_bench_file import (
     first_turn,
     read_questions,
     second_turn,
     write_prompts,
 )
-from lightning_dadpo.evaluation.benchmarks.responses import read_answers
 from lightning_dadpo.models.server_spec import ServerSpec
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.sampling.base import SamplerSettings
