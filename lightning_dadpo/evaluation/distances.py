@@ -1,13 +1,17 @@
-"""Distances between two models on sampled responses: exact KL over the whole common vocabulary, position by position.
+"""Distances between teacher and student on sampled responses: exact KL over the whole common vocabulary, position by
+position (METHOD: distances used in reports).
 
-KL(p || q) on samples of p (METHOD: distances used in reports). With p the teacher it is the forward KL of q, with p
-the student the reverse KL. What comes out are sums a response; the ratio of sums is taken over prompts, later.
+The forward KL is KL(teacher || student) on what the teacher sampled, the reverse KL is KL(student || teacher) on what
+the student sampled. Both responses to a prompt are branches of one token tree, so that each model reads the prompt
+once and both directions come from one pass of each. What comes out are sums a response; the ratio of sums is taken over
+prompts, later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,14 +19,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_dadpo.data.packing import pack
-from lightning_dadpo.logprobs import token_log_probs
+from lightning_dadpo.logprobs import Predictor, linear_log_probs, token_log_probs
 from lightning_dadpo.losses import kl_divergence
 from lightning_dadpo.models.loading import autocast
-from lightning_dadpo.models.log_probs import response_logits
+from lightning_dadpo.models.log_probs import predictor
 from lightning_dadpo.models.spec import Precision
 from lightning_dadpo.types import PackedBatch
 
-__all__ = ["Sample", "SampleSums", "sample_sums", "token_log_probs_of", "MAX_POSITIONS"]
+__all__ = ["Answers", "DistanceSums", "Sample", "distance_sums", "token_log_probs_of", "MAX_POSITIONS"]
 
 MAX_POSITIONS = 512
 """Positions whose full-vocabulary logits are in memory at a time, of both models."""
@@ -37,58 +41,73 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class SampleSums:
-    """Sums over the positions of each response, on the CPU.
+class Answers:
+    """What both models sampled for one prompt, at least one token each.
 
     Attributes:
-        kl: sum of KL(p || q) in nats, never negative.
-        other_log_prob: log q(y|x) in nats, of the raw model q over its whole vocabulary.
-        num_tokens: positions in both sums; the emitted end-of-turn token is one of them.
+        prompt_token_ids: as both models read it.
+        by_teacher, by_student: the ids that each sampled.
     """
 
-    kl: Float[Tensor, " responses"]
-    other_log_prob: Float[Tensor, " responses"]
-    num_tokens: Int[Tensor, " responses"]
+    prompt_token_ids: list[int]
+    by_teacher: list[int]
+    by_student: list[int]
 
 
 @dataclass(frozen=True)
-class _Window:
-    """Positions [start, end) of response number `row`."""
+class DistanceSums:
+    """Sums over the positions of each response, on the CPU.
 
-    row: int
-    start: int
-    end: int
+    Attributes:
+        forward_kl: over the teacher's response, KL(teacher || student) in nats, never negative.
+        reverse_kl: over the student's response, KL(student || teacher) in nats, never negative.
+        teacher_log_prob: of the student's response in nats, of the raw teacher over its whole vocabulary.
+        teacher_tokens, student_tokens: positions of either response, the emitted end-of-turn token included.
+    """
+
+    forward_kl: Float[Tensor, " prompts"]
+    reverse_kl: Float[Tensor, " prompts"]
+    teacher_log_prob: Float[Tensor, " prompts"]
+    teacher_tokens: Int[Tensor, " prompts"]
+    student_tokens: Int[Tensor, " prompts"]
 
 
 @torch.no_grad()
-def sample_sums(
-    sampled_by: Any, other: Any, samples: Sequence[Sample], precision: Precision, max_positions: int = MAX_POSITIONS
-) -> SampleSums:
-    """Sums over each response, sampled from p, of KL(p || q) and of log q.
+def distance_sums(
+    teacher: Any, student: Any, answers: Sequence[Answers], precision: Precision, max_positions: int = MAX_POSITIONS
+) -> DistanceSums:
+    """Sums over both responses to each prompt, from one forward pass of either model.
 
-    Both models run under `precision`'s autocast; softmax and sums are float32, the sums over chunks float64.
-    At most `max_positions` positions have logits in memory: responses are taken a few at a time, and a longer one in
-    windows, for each of which the trunk runs again over what stands before (the head is what needs the memory).
+    Both models run under `precision`'s autocast; softmax and sums are float32, the sums over positions float64.
+    At most `max_positions` positions have logits in memory: prompts are taken a few at a time, and of longer responses
+    the states are kept and the head reads them in pieces.
 
     Args:
-        sampled_by: the model p that the responses were sampled from.
-        other: the model q; p itself is allowed and gives a KL of exactly 0. Both on one device.
-        samples: prompts with responses.
+        teacher: the model that distances are measured to.
+        student: the other one; the teacher itself is allowed and is at a distance of exactly 0. Both on one device.
+        answers: prompts with both models' responses.
         precision: the number format that both models were loaded for.
         max_positions: bound on the positions in memory.
     """
-    device = next(sampled_by.parameters()).device
-    kl = torch.zeros(len(samples), dtype=torch.float64)
-    log_prob = torch.zeros(len(samples), dtype=torch.float64)
-    for windows in _grouped(samples, max_positions):
-        batch = _batch(samples, windows).to(device)
+    device = next(teacher.parameters()).device
+    forward, reverse, log_prob = (torch.zeros(len(answers), dtype=torch.float64) for _ in range(3))
+    prompts = [one.prompt_token_ids for one in answers]
+    both = [[one.by_teacher, one.by_student] for one in answers]
+    for rows in _groups([sum(map(len, responses)) for responses in both], max_positions):
+        batch = pack(prompts[rows.start : rows.stop], both[rows.start : rows.stop]).to(device)
         with autocast(precision, device):
-            p_logits = response_logits(sampled_by, batch)
-            q_logits = p_logits if other is sampled_by else response_logits(other, batch)
-        owners = torch.tensor([window.row for window in windows])[batch.owners.cpu()]
-        kl.index_add_(0, owners, kl_divergence(p_logits, q_logits).double().cpu())
-        log_prob.index_add_(0, owners, token_log_probs(q_logits, batch.targets).double().cpu())
-    return SampleSums(kl, log_prob, torch.tensor([len(sample.token_ids) for sample in samples]))
+            own = predictor(teacher, batch)
+            others = own if student is teacher else predictor(student, batch)
+            if others is not own:
+                for at, owners in _predictions(batch, 0, rows, max_positions):
+                    _add(forward, owners, kl_divergence(_logits(own, at), _logits(others, at)))
+            for at, owners in _predictions(batch, 1, rows, max_positions):
+                logits = _logits(own, at)
+                _add(log_prob, owners, token_log_probs(logits, batch.targets[at]))
+                if others is not own:
+                    _add(reverse, owners, kl_divergence(_logits(others, at), logits))
+    by_teacher, by_student = (torch.tensor([len(responses[side]) for responses in both]) for side in (0, 1))
+    return DistanceSums(forward, reverse, log_prob, by_teacher, by_student)
 
 
 @torch.no_grad()
@@ -97,43 +116,54 @@ def token_log_probs_of(
 ) -> list[Float[Tensor, " tokens"]]:
     """Log pi(token | prompt and the tokens before) of every token of each response, in nats, on the CPU.
 
-    Of the raw model over its whole vocabulary, in windows as `sample_sums`; what a response gets sums to its log-prob.
+    Of the raw model over its whole vocabulary, bounded as `distance_sums`; what a response gets sums to its log-prob.
 
     Args:
-        model: any model. samples: prompts with responses. precision: the number format that it was loaded for.
+        model: any model. precision: the number format that it was loaded for.
+        samples: prompts with responses; a prompt is read once for those that follow one another.
         max_positions: bound on the positions in memory.
     """
     device = next(model.parameters()).device
-    found: list[list[Tensor]] = [[] for _ in samples]
-    for windows in _grouped(samples, max_positions):
-        batch = _batch(samples, windows).to(device)
-        with autocast(precision, device):
-            values = token_log_probs(response_logits(model, batch), batch.targets).double().cpu()
-        # a tree of one response: its predictions stand in the order of its tokens
-        for window, part in zip(windows, torch.split(values, [one.end - one.start for one in windows]), strict=True):
-            found[window.row].append(part)
-    return [torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64) for parts in found]
+    found: list[Tensor] = []
+    for prompt, same in groupby(samples, key=lambda sample: sample.prompt_token_ids):
+        responses = [sample.token_ids for sample in same]
+        for rows in _groups([len(response) for response in responses], max_positions):
+            batch = pack([prompt], [responses[rows.start : rows.stop]]).to(device)
+            with autocast(precision, device):
+                asked = predictor(model, batch)
+                values = linear_log_probs(asked.states, asked.weight, asked.bias, batch.targets, max_positions)
+            values = values.double()
+            # the terms of a sequence stand in the order of its tokens
+            found.extend(values[batch.terms[batch.owners == number]].cpu() for number in range(len(rows)))
+    return found
 
 
-def _grouped(samples: Sequence[Sample], max_positions: int) -> Iterator[list[_Window]]:
-    """Windows in order, in groups of at most `max_positions` positions."""
-    group: list[_Window] = []
-    held = 0
-    for row, sample in enumerate(samples):
-        for start in range(0, len(sample.token_ids), max_positions):
-            window = _Window(row, start, min(start + max_positions, len(sample.token_ids)))
-            if held + window.end - window.start > max_positions:
-                yield group
-                group, held = [], 0
-            group.append(window)
-            held += window.end - window.start
-    if group:
-        yield group
+def _groups(tokens: Sequence[int], at_most: int) -> Iterator[range]:
+    """Items in order, in groups of at most so many tokens together; a larger item by itself."""
+    first = held = 0
+    for item, size in enumerate(tokens):
+        if item > first and held + size > at_most:
+            yield range(first, item)
+            first, held = item, 0
+        held += size
+    if tokens:
+        yield range(first, len(tokens))
 
 
-def _batch(samples: Sequence[Sample], windows: Sequence[_Window]) -> PackedBatch:
-    """Trees whose response begins at the window's start: what stands before counts as prompt, nothing follows."""
-    rows = [samples[window.row] for window in windows]
-    own = list(zip(rows, windows, strict=True))
-    prompts = [row.prompt_token_ids + row.token_ids[: window.start] for row, window in own]
-    return pack(prompts, [[row.token_ids[window.start : window.end]] for row, window in own])
+def _predictions(batch: PackedBatch, side: int, rows: range, at_most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Those of one side's responses: their numbers in the batch, and the row that each counts for.
+
+    What both responses begin with in common the trunk reads once, and it counts for both sides.
+    """
+    responses, trees = batch.owners // len(rows), batch.owners % len(rows)
+    chosen = responses == side
+    owners = (rows.start + trees[chosen]).cpu()
+    return zip(torch.split(batch.terms[chosen], at_most), torch.split(owners, at_most), strict=True)
+
+
+def _logits(asked: Predictor, at: Int[Tensor, " predictions"]) -> Float[Tensor, "predictions vocabulary"]:
+    return torch.nn.functional.linear(asked.states[at], asked.weight, asked.bias)
+
+
+def _add(sums: Float[Tensor, " prompts"], owners: Int[Tensor, " positions"], nats: Float[Tensor, " positions"]) -> None:
+    sums.index_add_(0, owners, nats.double().cpu())

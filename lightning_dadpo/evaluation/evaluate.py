@@ -1,7 +1,8 @@
 """The stage `dadpo evaluate`: how far students are from their teacher on held-out prompts.
 
-Two models are in memory at a time, the teacher and one student. The teacher therefore reads its own samples again
-for every student: one forward pass in four, where keeping its logits would cost 100 MB for each 512 positions.
+Two models are in memory at a time, the teacher and one student. Both directions come from one forward pass of each
+over trees of both responses to a prompt (`distances`). What repeats is the teacher's reading of its own samples, once
+for every student.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lightning_dadpo.data.artifacts import draft, finished, write_atomically
 from lightning_dadpo.data.rows import STRICT, ResponseRow, RowWriter, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.bootstrap import Interval, mean_interval, ratio_interval
-from lightning_dadpo.evaluation.distances import Sample, sample_sums
+from lightning_dadpo.evaluation.distances import Answers, distance_sums
 from lightning_dadpo.evaluation.left_out import leave_out, training_digests
 from lightning_dadpo.evaluation.subjects import (
     Candidate,
@@ -224,19 +225,17 @@ class _Measurement:
     ) -> list[EvaluationRow]:
         own = [subject.rows[prompt] for prompt in prompts]
         of_teacher = [self.teacher.rows[prompt] for prompt in prompts]
-        reverse = sample_sums(model, teacher_model, _samples(own), self.precision)
-        forward = reverse
-        if subject is not self.teacher:
-            forward = sample_sums(teacher_model, model, _samples(of_teacher), self.precision)
+        both = [_answers(*rows) for rows in zip(of_teacher, own, strict=True)]
+        sums = distance_sums(teacher_model, model, both, self.precision)
         return [
             EvaluationRow(
                 model=subject.name,
                 prompt_id=prompt,
                 **asdict(text_statistics(own[at])),
-                teacher_log_prob=_finite(subject.name, prompt, "teacher_log_prob", reverse.other_log_prob[at]),
-                reverse_kl=_finite(subject.name, prompt, "reverse_kl", reverse.kl[at]),
-                forward_kl=_finite(subject.name, prompt, "forward_kl", forward.kl[at]),
-                teacher_tokens=int(forward.num_tokens[at]),
+                teacher_log_prob=_finite(subject.name, prompt, "teacher_log_prob", sums.teacher_log_prob[at]),
+                reverse_kl=_finite(subject.name, prompt, "reverse_kl", sums.reverse_kl[at]),
+                forward_kl=_finite(subject.name, prompt, "forward_kl", sums.forward_kl[at]),
+                teacher_tokens=int(sums.teacher_tokens[at]),
             )
             for at, prompt in enumerate(prompts)
         ]
@@ -248,8 +247,9 @@ def _write_token_maps(path: Path, maps: TokenMaps) -> None:
         writer.write(*maps.rows())
 
 
-def _samples(rows: list[ResponseRow]) -> list[Sample]:
-    return [Sample(row.prompt_token_ids, row.token_ids) for row in rows]
+def _answers(teacher: ResponseRow, student: ResponseRow) -> Answers:
+    """Both rows say the prompt's ids, and the same ones (`check_same_prompts`)."""
+    return Answers(teacher.prompt_token_ids, teacher.token_ids, student.token_ids)
 
 
 def _summarise(

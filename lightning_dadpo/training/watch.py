@@ -13,7 +13,7 @@ from lightning_dadpo.data.artifacts import read_manifest, write_atomically
 from lightning_dadpo.data.rows import Message, ResponseRow, content_digest, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.asking import both_orders
-from lightning_dadpo.evaluation.distances import Sample, SampleSums, sample_sums
+from lightning_dadpo.evaluation.distances import Answers, distance_sums
 from lightning_dadpo.evaluation.judges import Judge
 from lightning_dadpo.evaluation.preference_rate import Verdict
 from lightning_dadpo.evaluation.subjects import Subject, check_vocabulary, read_subject
@@ -207,14 +207,15 @@ class WatchDistances(L.Callback):
         prompt_ids = [row.prompt_token_ids for row in self._rows]
         with autocast(precision, module.device):
             drawn = sampler.sample(prompt_ids, [row.prompt_id for row in self._rows])
-        own = [Sample(ids, one.token_ids) for ids, one in zip(prompt_ids, drawn, strict=True)]
-        teachers = [Sample(row.prompt_token_ids, row.token_ids) for row in self._rows]
-        forward = sample_sums(teacher, student, teachers, precision)
-        reverse = sample_sums(student, teacher, own, precision)
+        both = [
+            Answers(row.prompt_token_ids, row.token_ids, one.token_ids)
+            for row, one in zip(self._rows, drawn, strict=True)
+        ]
+        sums = distance_sums(teacher, student, both, precision)
         values = {
-            "val/forward_kl": float(forward.kl.sum() / _tokens(forward)),
-            "val/reverse_kl": float(reverse.kl.sum() / _tokens(reverse)),
-            "val/teacher_nll": float(-reverse.other_log_prob.sum() / _tokens(reverse)),
+            "val/forward_kl": float(sums.forward_kl.sum() / sums.teacher_tokens.sum()),
+            "val/reverse_kl": float(sums.reverse_kl.sum() / sums.student_tokens.sum()),
+            "val/teacher_nll": float(-sums.teacher_log_prob.sum() / sums.student_tokens.sum()),
         }
         return drawn, values
 
@@ -270,10 +271,6 @@ def _lines(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8") as file:
         return list(file)
-
-
-def _tokens(sums: SampleSums) -> int:
-    return int(sums.num_tokens.sum())
 
 
 def _shown(messages: list[Message]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,118 +9,154 @@ import pytest
 import torch
 
 from lightning_dadpo.evaluation import distances
-from lightning_dadpo.evaluation.distances import Sample, sample_sums
+from lightning_dadpo.evaluation.distances import Answers, DistanceSums, distance_sums
 from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.spec import ModelSpec
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
 
-# very different lengths, so that most rows of a batch are padded; ids 0 (the padding id) and 2 stand inside
-SAMPLES = [
-    Sample([1, 40, 41], [50, END_OF_TURN]),
-    Sample([1, 60, 61, 62, 63, 64, 65, 66], [70, 0, 0, 71, 72, 73, 74, 75, 76, 77, 0]),
-    Sample([1, 80], [0]),
-    Sample([1, 90, 91, 92], [100, 101, 102, END_OF_TURN, 103, 104]),
+# very different lengths, so that most rows of a batch are padded; ids 0 (the padding id) and 2 stand inside; the two
+# responses share nothing, a beginning, everything but the end, or everything
+ANSWERS = [
+    Answers([1, 40, 41], [50, END_OF_TURN], [51, 52, 53]),
+    Answers([1, 60, 61, 62, 63, 64, 65, 66], [70, 0, 0, 71, 72, 73, 74, 75, 76, 77, 0], [70, 0, 0, 78, END_OF_TURN]),
+    Answers([1, 80], [0], [0]),
+    Answers([1, 90, 91, 92], [100, 101, 102, END_OF_TURN, 103, 104], [100, 101, 102, END_OF_TURN]),
+    Answers([1, 30], [31, 32, 33], [31, 32, 34]),
 ]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     folder = tmp_path_factory.mktemp("models")
-    paths = tiny_model(folder / "p", layers=2, seed=1), tiny_model(folder / "q", layers=2, seed=2)
-    first, second = (load_frozen(ModelSpec(str(path)), "32-true") for path in paths)
-    return first, second
+    paths = tiny_model(folder / "teacher", layers=2, seed=1), tiny_model(folder / "student", layers=2, seed=2)
+    teacher, student = (load_frozen(ModelSpec(str(path)), "32-true") for path in paths)
+    return teacher, student
 
 
-def oracle(p: Any, q: Any, sample: Sample, common: int = VOCABULARY) -> tuple[float, float]:
+def oracle(p: Any, q: Any, prompt: list[int], response: list[int]) -> tuple[float, float]:
     """KL(p || q) and log q of one response alone, unpadded, in float64, token by token and id by id."""
-    ids = torch.tensor([sample.prompt_token_ids + sample.token_ids])
+    ids = torch.tensor([prompt + response])
     with torch.no_grad():
         p_logits, q_logits = (model.double()(input_ids=ids).logits[0].tolist() for model in (p, q))
     p.float(), q.float()
     kl = log_prob = 0.0
-    for at, token in enumerate(sample.token_ids):
-        place = len(sample.prompt_token_ids) + at - 1
+    for at, token in enumerate(response):
+        place = len(prompt) + at - 1
 
         def normalised(logits: list[float]) -> list[float]:
             total = math.log(math.fsum(math.exp(value) for value in logits))
             return [value - total for value in logits]
 
-        p_log, q_log = normalised(p_logits[place][:common]), normalised(q_logits[place][:common])
+        p_log, q_log = normalised(p_logits[place][:VOCABULARY]), normalised(q_logits[place][:VOCABULARY])
         kl += math.fsum(math.exp(one) * (one - other) for one, other in zip(p_log, q_log, strict=True))
         log_prob += normalised(q_logits[place])[token]
     return kl, log_prob
 
 
-@pytest.mark.parametrize("max_positions", [1, 3, 512])
+def expected_of(teacher: Any, student: Any) -> DistanceSums:
+    forward = [oracle(teacher, student, one.prompt_token_ids, one.by_teacher)[0] for one in ANSWERS]
+    reverse = [oracle(student, teacher, one.prompt_token_ids, one.by_student) for one in ANSWERS]
+    return DistanceSums(
+        forward_kl=torch.tensor(forward),
+        reverse_kl=torch.tensor([kl for kl, _ in reverse]),
+        teacher_log_prob=torch.tensor([log_prob for _, log_prob in reverse]),
+        teacher_tokens=torch.tensor([2, 11, 1, 6, 3]),
+        student_tokens=torch.tensor([3, 5, 1, 4, 3]),
+    )
+
+
+def assert_same(found: DistanceSums, expected: DistanceSums, rel: float = 1e-4) -> None:
+    for field in fields(DistanceSums):
+        values, wanted = (getattr(sums, field.name).tolist() for sums in (found, expected))
+        assert values == pytest.approx(wanted, rel=rel), field.name
+
+
+def one_of(sums: DistanceSums, row: int) -> DistanceSums:
+    return DistanceSums(*(getattr(sums, field.name)[row : row + 1] for field in fields(DistanceSums)))
+
+
+@pytest.mark.parametrize("max_positions", [1, 3, 20, 512])
 def test_equals_a_float64_loop_over_single_responses(models: tuple[Any, Any], max_positions: int) -> None:
-    p, q = models
-    sums = sample_sums(p, q, SAMPLES, "32-true", max_positions)
-    expected = [oracle(p, q, sample) for sample in SAMPLES]
-    assert sums.kl.dtype == torch.float64
-    assert sums.kl.tolist() == pytest.approx([kl for kl, _ in expected], rel=1e-4)
-    assert sums.other_log_prob.tolist() == pytest.approx([log_prob for _, log_prob in expected], rel=1e-4)
-    assert sums.num_tokens.tolist() == [2, 11, 1, 6]
+    """What both responses begin with in common counts in both sums; a position at a time or all at once."""
+    found = distance_sums(*models, ANSWERS, "32-true", max_positions)
+    assert found.forward_kl.dtype == found.reverse_kl.dtype == found.teacher_log_prob.dtype == torch.float64
+    assert_same(found, expected_of(*models))
 
 
 def test_the_two_directions_differ(models: tuple[Any, Any]) -> None:
-    p, q = models
-    forward, reverse = (sample_sums(*pair, SAMPLES, "32-true").kl for pair in ((p, q), (q, p)))
-    assert (forward - reverse).abs().max() > 1.0
+    """On the very same responses, and with the models' places exchanged each is the other."""
+    teacher, student = models
+    same = [replace(one, by_student=one.by_teacher) for one in ANSWERS]
+    one, other = distance_sums(teacher, student, same, "32-true"), distance_sums(student, teacher, same, "32-true")
+    assert (one.forward_kl - one.reverse_kl).abs().max() > 1.0
+    assert one.forward_kl.tolist() == pytest.approx(other.reverse_kl.tolist(), rel=1e-4)
+    assert one.reverse_kl.tolist() == pytest.approx(other.forward_kl.tolist(), rel=1e-4)
+    assert one.teacher_log_prob.tolist() != pytest.approx(other.teacher_log_prob.tolist(), rel=1e-2)
 
 
 def test_a_model_is_at_distance_zero_from_itself(models: tuple[Any, Any], tmp_path: Path) -> None:
-    p, _ = models
-    assert sample_sums(p, p, SAMPLES, "32-true").kl.tolist() == [0.0] * 4
+    teacher, _ = models
+    itself = distance_sums(teacher, teacher, ANSWERS, "32-true")
+    assert itself.forward_kl.tolist() == itself.reverse_kl.tolist() == [0.0] * len(ANSWERS)
+    log_probs = [oracle(teacher, teacher, one.prompt_token_ids, one.by_student)[1] for one in ANSWERS]
+    assert itself.teacher_log_prob.tolist() == pytest.approx(log_probs, rel=1e-4)
     copy = load_frozen(ModelSpec(str(tiny_model(tmp_path / "copy", layers=2, seed=1))), "32-true")
-    nearly = sample_sums(p, copy, SAMPLES, "32-true").kl
-    assert (nearly >= 0).all()
-    assert nearly.max() < 1e-5
+    nearly = distance_sums(teacher, copy, ANSWERS, "32-true")
+    for kl in (nearly.forward_kl, nearly.reverse_kl):
+        assert (kl >= 0).all()
+        assert kl.max() < 1e-5
 
 
 def test_A5_A7_exactly_the_response_positions_count(models: tuple[Any, Any]) -> None:
     """The first response token counts, prompt tokens do not, and the end of turn counts when it is there."""
-    p, q = models
-    cut, whole = SAMPLES[3].token_ids[:3], SAMPLES[3].token_ids[:4]
-    parts = sample_sums(p, q, [Sample(SAMPLES[3].prompt_token_ids, ids) for ids in (cut[:1], cut, whole)], "32-true")
-    assert parts.num_tokens.tolist() == [1, 3, 4]
-    only_end = sample_sums(p, q, [Sample(SAMPLES[3].prompt_token_ids + cut, whole[3:])], "32-true")
-    assert (parts.kl[2] - parts.kl[1]).item() == pytest.approx(only_end.kl.item(), rel=1e-4)
-    assert only_end.kl.item() > 0
+    prompt, whole = ANSWERS[3].prompt_token_ids, ANSWERS[3].by_student
+    cut = whole[:3]
+    parts = distance_sums(*models, [Answers(prompt, ids, ids) for ids in (cut[:1], cut, whole)], "32-true")
+    assert parts.teacher_tokens.tolist() == parts.student_tokens.tolist() == [1, 3, 4]
+    only_end = distance_sums(*models, [Answers(prompt + cut, whole[3:], whole[3:])], "32-true")
+    for name in ("forward_kl", "reverse_kl"):
+        kl, of_end = getattr(parts, name), getattr(only_end, name)
+        assert (kl[2] - kl[1]).item() == pytest.approx(of_end.item(), rel=1e-4)
+        assert of_end.item() > 0
 
 
 def test_company_and_padding_do_not_change_a_row(models: tuple[Any, Any]) -> None:
-    p, q = models
-    together = sample_sums(p, q, SAMPLES, "32-true")
-    for at, sample in enumerate(SAMPLES):
-        alone = sample_sums(p, q, [sample], "32-true")
-        assert alone.kl.item() == pytest.approx(together.kl[at].item(), rel=1e-4)
-        assert alone.other_log_prob.item() == pytest.approx(together.other_log_prob[at].item(), rel=1e-4)
+    together = distance_sums(*models, ANSWERS, "32-true")
+    for row, answers in enumerate(ANSWERS):
+        assert_same(distance_sums(*models, [answers], "32-true"), one_of(together, row))
 
 
 def test_never_more_positions_in_memory_than_asked(models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    p, q = models
-    held, plain = [], distances.response_logits
+    """And each model reads each prompt once."""
+    held, read = [], []
+    logits, plain = distances._logits, distances.predictor
 
-    def watched(model: Any, batch: Any) -> torch.Tensor:
-        logits = plain(model, batch)
-        held.append(logits.shape[0])
-        return logits
+    def counted(*given: Any) -> torch.Tensor:
+        held.append(len(found := logits(*given)))
+        return found
 
-    monkeypatch.setattr(distances, "response_logits", watched)
-    sample_sums(p, q, SAMPLES, "32-true", max_positions=5)
-    # responses of 2, 11, 1 and 6 tokens: 2 | 5 | 5 | 1 + 1 | 5 | 1, once for each model
-    assert held == [2, 2, 5, 5, 5, 5, 2, 2, 5, 5, 1, 1]
+    def watched(model: Any, batch: Any) -> Any:
+        read.append((models.index(model), len(batch.shapes)))
+        return plain(model, batch)
+
+    monkeypatch.setattr(distances, "_logits", counted)
+    monkeypatch.setattr(distances, "predictor", watched)
+    distance_sums(*models, ANSWERS, "32-true", max_positions=12)
+    # responses of 2 + 3, 11 + 5, 1 + 1, 6 + 4 and 3 + 3 tokens: the second prompt is more than 12, so it is by itself
+    assert read == [(model, trees) for trees in (1, 1, 2, 1) for model in (0, 1)]
+    assert held == [number for number in (2, 3, 11, 5, 7, 5, 3, 3) for _ in models]
+    held.clear()
+    distance_sums(*models, ANSWERS, "32-true", max_positions=4)
+    assert max(held) == 4
+    assert sum(held) == 2 * (23 + 16)
 
 
 def test_a_padded_vocabulary_is_cut_to_the_common_one(models: tuple[Any, Any], tmp_path: Path) -> None:
-    p, _ = models
+    teacher, _ = models
     wide = load_frozen(ModelSpec(str(tiny_model(tmp_path / "wide", layers=2, seed=2))), "32-true")
     wide.resize_token_embeddings(VOCABULARY + 5, mean_resizing=False)
-    for pair in ((p, wide), (wide, p)):
-        sums = sample_sums(*pair, SAMPLES, "32-true")
-        expected = [oracle(*pair, sample) for sample in SAMPLES]
-        assert sums.kl.tolist() == pytest.approx([kl for kl, _ in expected], rel=1e-4)
-        assert sums.other_log_prob.tolist() == pytest.approx([log_prob for _, log_prob in expected], rel=1e-4)
+    for pair in ((teacher, wide), (wide, teacher)):
+        assert_same(distance_sums(*pair, ANSWERS, "32-true"), expected_of(*pair))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -127,14 +164,15 @@ def test_B2_bfloat16_models_have_float32_softmaxes(
     models: tuple[Any, Any], tmp_path: Path, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = tiny_model(tmp_path / "p", layers=2, seed=1), tiny_model(tmp_path / "q", layers=2, seed=2)
-    p, q = (load_frozen(ModelSpec(str(path)), precision) for path in paths)
+    pair = [load_frozen(ModelSpec(str(path)), precision) for path in paths]
     seen = []
     plain = distances.kl_divergence
     monkeypatch.setattr(distances, "kl_divergence", lambda *logits: seen.append((logits, kl := plain(*logits))) or kl)
-    sums = sample_sums(p, q, SAMPLES, precision)
+    found = distance_sums(*pair, ANSWERS, precision)
     ((p_logits, q_logits), kl) = seen[0]
     assert p_logits.dtype == torch.bfloat16
     assert kl.dtype == torch.float32
     assert torch.allclose(kl.double(), plain(p_logits.double(), q_logits.double()), rtol=1e-5, atol=1e-5)
-    exact = sample_sums(*models, SAMPLES, "32-true")
-    assert sums.kl.tolist() == pytest.approx(exact.kl.tolist(), rel=0.1)
+    exact = distance_sums(*models, ANSWERS, "32-true")
+    assert found.forward_kl.tolist() == pytest.approx(exact.forward_kl.tolist(), rel=0.1)
+    assert found.reverse_kl.tolist() == pytest.approx(exact.reverse_kl.tolist(), rel=0.1)

@@ -16,15 +16,17 @@ from lightning_dadpo.data.rows import ResponseRow, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation import distances, token_maps
 from lightning_dadpo.evaluation import evaluate as stage
-from lightning_dadpo.evaluation.distances import Sample, sample_sums, token_log_probs_of
+from lightning_dadpo.evaluation.distances import Answers, Sample, distance_sums, token_log_probs_of
 from lightning_dadpo.models.loading import load_frozen, load_model, load_tokenizer
 from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.spec import ModelSpec
-from tests.evaluation.test_distances import SAMPLES, models
+from tests.evaluation.test_distances import ANSWERS, models
 from tests.evaluation.test_evaluate import World, world
-from tests.tiny import tiny_model
+from tests.tiny import VOCABULARY, tiny_model
 
 __all__ = ["models", "world"]  # fixtures
+
+SAMPLES = [Sample(one.prompt_token_ids, one.by_teacher) for one in ANSWERS]
 
 
 def oracle(model: Any, sample: Sample) -> list[float]:
@@ -55,21 +57,41 @@ def test_A5_each_token_has_its_own_number(models: tuple[Any, Any], max_positions
 
 def test_they_sum_to_what_training_and_scoring_call_the_log_prob(models: tuple[Any, Any]) -> None:
     p, q = models
+    both = [Answers(one.prompt_token_ids, one.by_student, one.by_teacher) for one in ANSWERS]
     batch = pack([sample.prompt_token_ids for sample in SAMPLES], [[sample.token_ids] for sample in SAMPLES])
     with torch.no_grad():
         totals = model_log_probs(q, batch).total
     sums = [float(values.sum()) for values in token_log_probs_of(q, SAMPLES, "32-true", 4)]
     assert sums == pytest.approx(totals.tolist(), rel=1e-5)
-    assert sums == pytest.approx(sample_sums(p, q, SAMPLES, "32-true").other_log_prob.tolist(), rel=1e-5)
+    assert sums == pytest.approx(distance_sums(q, p, both, "32-true").teacher_log_prob.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("max_positions", [4, 512])
+def test_a_prompt_is_read_once_for_all_its_responses(
+    models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, max_positions: int
+) -> None:
+    """Also where they begin alike or are the same; what each response gets stays its own."""
+    read, plain = [], distances.predictor
+    monkeypatch.setattr(distances, "predictor", lambda *given: (read.append(given[1]), plain(*given))[1])
+    said = [[31, 32, 33], [31, 40], [31, 32, 33], [41]]
+    samples = [*(Sample([1, 30], response) for response in said), SAMPLES[0]]
+    found = token_log_probs_of(models[0], samples, "32-true", max_positions)
+    for sample, values in zip(samples, found, strict=True):
+        assert values.tolist() == pytest.approx(oracle(models[0], sample), rel=1e-4, abs=1e-4)
+    assert len(read) == (2 if max_positions == 512 else 4)  # 4 | 1 samples, or 1 | 1 | 2 | 1
 
 
 def test_never_more_positions_in_memory_than_asked(models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    held, plain = [], distances.response_logits
-    monkeypatch.setattr(
-        distances, "response_logits", lambda *given: (held.append(len(found := plain(*given))), found)[1]
-    )
+    held, plain = [], torch.nn.functional.linear
+
+    def watched(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if len(weight) == VOCABULARY:
+            held.append(len(states))
+        return plain(states, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
     token_log_probs_of(models[0], SAMPLES, "32-true", max_positions=5)
-    assert held == [2, 5, 5, 2, 5, 1]
+    assert held == [2, 5, 5, 1, 1, 5, 1, 3]  # responses of 2, 11, 1, 6 and 3 tokens
 
 
 @pytest.fixture(scope="module")
