@@ -109,13 +109,16 @@ class PackedBatch(_Movable):
     """Token trees laid end to end: every token that has to be computed, once, and nothing else.
 
     A tree is what its sequences begin with in common, token for token (the prefix), and a branch for what each goes
-    on with. Branches do not see each other, and the positions of each go on from the prefix. The last token of a
-    sequence predicts nothing, so it is a target but no input. Trunk, head and loss see no padding.
+    on with. Trees whose prompts begin alike, with one system prompt for instance, go on from a stem that holds this.
+    Branches do not see each other, nor do trees; the positions of each go on from what it goes on from. The last token
+    of a sequence predicts nothing, so it is a target but no input. Trunk, head and loss see no padding.
 
     Attributes:
-        token_ids: tree after tree, in each the prefix and then its branches.
+        token_ids: stem after stem, behind each its trees, in each the prefix and then its branches.
         position_ids: place of each token in its own sequence.
-        shapes: for each tree the tokens of its prefix and of each branch; a branch may have none.
+        stems: for each its tokens, and how many trees go on from it. It may have no token, where nothing is shared;
+            it never holds the last token of a prompt.
+        shapes: for each tree the tokens of its prefix behind the stem and of each branch; a branch may have none.
         predicted_by: index of the token whose state makes each prediction. The first token of every branch is
             predicted by the last state of the prefix.
         targets: the ids that are predicted, each a token of some response.
@@ -127,6 +130,7 @@ class PackedBatch(_Movable):
 
     token_ids: Int[Tensor, " tokens"]
     position_ids: Int[Tensor, " tokens"]
+    stems: tuple[tuple[int, int], ...]
     shapes: tuple[tuple[int, ...], ...]
     predicted_by: Int[Tensor, " predictions"]
     targets: Int[Tensor, " predictions"]
@@ -137,12 +141,13 @@ class PackedBatch(_Movable):
     @property
     def num_tokens(self) -> int:
         """Tokens that the trunk computes."""
-        return sum(map(sum, self.shapes))
+        return sum(stem for stem, _ in self.stems) + sum(map(sum, self.shapes))
 
     @property
-    def longest_tree(self) -> int:
-        """Tokens of the largest tree: what the others are padded to where attention lays trees out as rows."""
-        return max(map(sum, self.shapes))
+    def num_slots(self) -> int:
+        """Tokens that attention computes where it lays stems, and trees, out as rows padded to the longest."""
+        stems, trees = [stem for stem, _ in self.stems if stem], list(map(sum, self.shapes))
+        return len(stems) * max(stems, default=0) + len(trees) * max(trees)
 
 
 @dataclass

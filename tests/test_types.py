@@ -78,7 +78,7 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest() -> None:
 def test_a_batch_of_trees_counts_what_the_trunk_computes() -> None:
     two = pack([[5, 6, 4, 3], [7]], [[[2], [7, 2]], [[8, 9, 2], [8, 2]]])
     assert two.shapes == ((4, 0, 1), (2, 1, 0))
-    assert (two.num_tokens, two.longest_tree) == (8, 5)
+    assert (two.num_tokens, two.num_slots) == (8, 10)
     assert two.num_tokens == len(two.token_ids)
 
 

@@ -258,7 +258,7 @@ def padding(setting: Setting, results: Results, wanted: set[str]) -> None:
         trees = [batch.sequences for batch in epoch_batches(rows, setting.sizes.step[name], setting.budget)]
         computed = sum(len(batch.token_ids) for batch in trees)
         real = sum(pair_tokens(row) for row in rows)
-        slots = sum(len(batch.shapes) * batch.longest_tree for batch in trees)
+        slots = sum(batch.num_slots for batch in trees)
         by_set[name] = Ratio(real / computed, real / computed, real / computed)
         more[name] = {"attention_slots": real / slots}
     add(setting, results, "K", by_set, **more)

@@ -1,23 +1,16 @@
-"""From rows of ids to token trees without padding, prompts and whatever else a tree's sequences share computed once."""
+"""From rows of ids to token trees without padding: whatever sequences begin with in common is computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
 
 import torch
 
+from lightning_dadpo.data.beginnings import Ids, families, shared_prefix
 from lightning_dadpo.types import PackedBatch
 
-__all__ = ["shared_prefix", "tree_tokens", "pack"]
-
-Ids = Sequence[int]
-
-
-def shared_prefix(sequences: Sequence[Ids]) -> int:
-    """Tokens that all sequences begin with in common."""
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False)))
+__all__ = ["tree_tokens", "pack"]
 
 
 def tree_tokens(prompt: Ids, responses: Sequence[Ids]) -> int:
@@ -32,7 +25,7 @@ def tree_tokens(prompt: Ids, responses: Sequence[Ids]) -> int:
 
 @dataclass(frozen=True)
 class _Tree:
-    """One prompt with its responses, as they stand in a batch.
+    """One prompt with its responses, as they stand in a batch that shares nothing.
 
     Attributes:
         ids, positions: of each token, the prefix first, then branch after branch.
@@ -69,7 +62,7 @@ def _tree(prompt: Ids, responses: Sequence[Ids]) -> _Tree:
 
 
 def pack(prompts: Sequence[Ids], responses: Sequence[Sequence[Ids]]) -> PackedBatch:
-    """Lay trees end to end.
+    """Lay trees end to end, those whose prompts begin alike behind one stem that holds what they begin with.
 
     Args:
         prompts: ids of each prompt, at least one token.
@@ -84,22 +77,35 @@ def pack(prompts: Sequence[Ids], responses: Sequence[Sequence[Ids]]) -> PackedBa
     if len({len(group) for group in responses}) != 1:
         raise ValueError("every prompt of a batch needs the same number of responses")
     trees = [_tree(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
-    starts = [0, *accumulate(len(tree.ids) for tree in trees)]
-    first_predictions = [0, *accumulate(len(tree.predictions) for tree in trees)]
-    placed = list(zip(trees, starts, first_predictions, strict=False))
-    owned = [
-        (first + term, number * len(trees) + index)
-        for index, (tree, _, first) in enumerate(placed)
-        for number, terms in enumerate(tree.terms)
-        for term in terms
-    ]
+    token_ids: list[int] = []
+    position_ids: list[int] = []
+    targets: list[int] = []
+    predicted_by, owned, shapes = [], [], []
+    grown = sorted(families(prompts), key=lambda family: min(family.prompts))
+    for family in grown:
+        stem = family.shared
+        token_ids += trees[family.prompts[0]].ids[:stem]
+        position_ids += range(stem)
+        for index in sorted(family.prompts):
+            tree, start, first = trees[index], len(token_ids) - stem, len(targets)
+            token_ids += tree.ids[stem:]
+            position_ids += tree.positions[stem:]
+            prefix, *branches = tree.shape
+            shapes.append((prefix - stem, *branches))
+            # a prompt's last token is never in the stem, so everything that predicts stands in the tree itself
+            predicted_by += [start + by for by, _ in tree.predictions]
+            targets += [target for _, target in tree.predictions]
+            owned += [
+                (first + term, number * len(trees) + index) for number, terms in enumerate(tree.terms) for term in terms
+            ]
     by_number = [responses[prompt][number] for number in range(len(responses[0])) for prompt in range(len(prompts))]
     return PackedBatch(
-        token_ids=torch.tensor([token for tree in trees for token in tree.ids]),
-        position_ids=torch.tensor([position for tree in trees for position in tree.positions]),
-        shapes=tuple(tree.shape for tree in trees),
-        predicted_by=torch.tensor([start + by for tree, start, _ in placed for by, _ in tree.predictions]),
-        targets=torch.tensor([target for tree in trees for _, target in tree.predictions]),
+        token_ids=torch.tensor(token_ids),
+        position_ids=torch.tensor(position_ids),
+        stems=tuple((family.shared, len(family.prompts)) for family in grown),
+        shapes=tuple(shapes),
+        predicted_by=torch.tensor(predicted_by),
+        targets=torch.tensor(targets),
         terms=torch.tensor([term for term, _ in owned]),
         owners=torch.tensor([owner for _, owner in owned]),
         num_response_tokens=torch.tensor([len(response) for response in by_number]),

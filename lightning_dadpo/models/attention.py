@@ -1,11 +1,12 @@
 """Attention over token trees, as transformers' models call it: one forward pass over packed tokens.
 
 Linear layers, norms and the head see the packed tokens, none of them padding. Only here are they laid out as what
-they are, prefixes with branches that do not see each other:
+they are, stems with trees and prefixes with branches, of which neither see each other:
 
-- `sdpa`: every tree in a row of its own, padded to the longest, under an explicit mask. Runs everywhere.
-- `varlen`: every branch a sequence of its own behind a copy of its prefix's keys and values, nothing padded. Needs a
-  CUDA GPU and 16-bit numbers.
+- `sdpa`: every stem and every tree in a row of its own, padded to the longest, under an explicit mask; a tree's row
+  sees a copy of its stem's keys and values. Runs everywhere.
+- `varlen`: every branch a sequence of its own behind a copy of the keys and values of its stem and its prefix, nothing
+  padded. Needs a CUDA GPU and 16-bit numbers.
 
 Models are loaded with the attention implementation `token_trees`, registered with transformers' `AttentionInterface`.
 Without a packed batch (sampling, other callers) it is transformers' own SDPA.
@@ -14,7 +15,7 @@ Without a packed batch (sampling, other callers) it is transformers' own SDPA.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
@@ -34,24 +35,59 @@ TOKEN_TREES = "token_trees"
 
 
 @dataclass(frozen=True)
-class MaskedRows:
-    """Trees as rows of their own, padded to the largest, under a mask.
+class _Piece:
+    """A stem, or a tree behind its stem, where they stand in the packed tokens.
 
     Attributes:
-        rows: [trees, longest] token of each slot. Padding repeats a tree's last token: it stands behind every real
+        stem: first token of the stem that a tree goes on from, and its tokens; a stem itself goes on from nothing.
+        start: first token.
+        shape: tokens of the prefix, and of each branch; a stem has none.
+    """
+
+    stem: tuple[int, int]
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(self.shape)
+
+
+def _pieces(batch: PackedBatch) -> list[_Piece]:
+    """Stems with tokens, and trees, in the packed order."""
+    found: list[_Piece] = []
+    shapes, start = iter(batch.shapes), 0
+    for size, trees in batch.stems:
+        stem = (start, size)
+        if size:
+            found.append(_Piece((start, 0), start, (size,)))
+            start += size
+        for shape in islice(shapes, trees):
+            found.append(_Piece(stem, start, shape))
+            start += sum(shape)
+    return found
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """All stems, or all trees, as rows padded to the largest, under a mask.
+
+    Attributes:
+        rows: [rows, longest] token of each slot. Padding repeats a row's last token: it stands behind every real
             one, so nothing real looks at it.
-        slots: [tokens] slot of each token in the flattened rows.
-        mask: [trees, 1, longest, longest], added to the scores: 0 where a query (third) sees a key (fourth), -inf
-            elsewhere. Made once for all layers; from booleans SDPA would make it anew in every one.
+        keys: [rows, longest stem + longest] token of each key: what a row goes on from, and then itself.
+        mask: [rows, 1, longest, longest stem + longest], added to the scores: 0 where a query (third) sees a key
+            (fourth), -inf elsewhere. Made once for all layers; from booleans SDPA would make it anew in every one.
     """
 
     rows: Tensor
-    slots: Tensor
+    keys: Tensor
     mask: Tensor
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
-        """Attention output [tokens, heads, width] for query, key and value of that shape, each with its own heads."""
-        query, key, value = (part[self.rows].transpose(1, 2) for part in (query, key, value))
+        """Attention output [slots, heads, width], row after row."""
+        query = query[self.rows].transpose(1, 2)
+        key, value = (part[self.keys].transpose(1, 2) for part in (key, value))
         out = F.scaled_dot_product_attention(
             query,
             key,
@@ -61,32 +97,69 @@ class MaskedRows:
             scale=scaling,
             enable_gqa=key.shape[1] != query.shape[1],
         )
-        return out.transpose(1, 2).flatten(0, 1)[self.slots]
+        return out.transpose(1, 2).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """Stems and trees as rows of their own. A long stem does not make the rows of short trees longer.
+
+    Attributes:
+        groups: the stems, where there are some, and the trees.
+        slots: [tokens] slot of each token in the groups' rows, one group behind the other.
+    """
+
+    groups: tuple[RowGroup, ...]
+    slots: Tensor
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
+        """Attention output [tokens, heads, width] for query, key and value of that shape, each with its own heads."""
+        return torch.cat([group.attend(query, key, value, dropout, scaling) for group in self.groups])[self.slots]
 
 
 def masked_rows(batch: PackedBatch) -> MaskedRows:
-    """The layout for SDPA: a token sees what stands before it in its own branch, and the prefix."""
-    longest, device = batch.longest_tree, batch.token_ids.device
-    sizes = torch.tensor([sum(shape) for shape in batch.shapes])
-    slot = torch.arange(longest)
-    real = slot[None, :] < sizes[:, None]
-    rows = (sizes.cumsum(0) - sizes)[:, None] + torch.minimum(slot[None, :], sizes[:, None] - 1)
-    ends = torch.tensor([list(accumulate(shape)) for shape in batch.shapes])
+    """The layout for SDPA: a token sees what stands before it in its own branch, the prefix, and the stem."""
+    pieces, device = _pieces(batch), batch.token_ids.device
+    stems, trees = ([one for one in pieces if (len(one.shape) == 1) == stem] for stem in (True, False))
+    groups, slots, before = [], torch.empty(batch.num_tokens, dtype=torch.long), 0
+    for group in (stems, trees) if stems else (trees,):
+        sizes, starts = torch.tensor([one.size for one in group]), torch.tensor([one.start for one in group])
+        slot = torch.arange(int(sizes.max()))
+        rows = starts[:, None] + torch.minimum(slot[None, :], sizes[:, None] - 1)
+        real = (slot[None, :] < sizes[:, None]).flatten()
+        slots[rows.flatten()[real]] = before + real.nonzero().squeeze(-1)
+        before += len(real)
+        stem_keys, stem_visible = _stems_of(group)
+        stem_visible = stem_visible.to(device)[:, None, :].expand(-1, len(slot), -1)
+        visible = torch.cat([stem_visible, _visible(group, slot, device)], dim=-1)
+        mask = torch.zeros(visible.shape, device=device).masked_fill_(~visible, float("-inf"))[:, None]
+        groups.append(RowGroup(rows.to(device), torch.cat([stem_keys, rows], dim=1).to(device), mask))
+    return MaskedRows(tuple(groups), slots.to(device))
+
+
+def _stems_of(group: list[_Piece]) -> tuple[Tensor, Tensor]:
+    """What each row goes on from, padded to the longest: tokens [rows, stem], and which of these are real."""
+    stems = torch.tensor([piece.stem for piece in group])
+    slot = torch.arange(int(stems[:, 1].max()))
+    return stems[:, :1] + torch.minimum(slot, (stems[:, 1:] - 1).clamp_min(0)), slot < stems[:, 1:]
+
+
+def _visible(group: list[_Piece], slot: Tensor, device: torch.device) -> Tensor:
+    """Whether a query sees a key of its own row: [rows, slots, slots]."""
+    ends = torch.tensor([list(accumulate(piece.shape)) for piece in group])
     branch = (slot[None, :, None] >= ends[:, None, :-1]).sum(dim=-1).to(device)
-    before = slot.to(device)
-    visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    visible &= before[None, None, :] <= before[None, :, None]
-    mask = torch.zeros(visible.shape, device=device).masked_fill_(~visible, float("-inf"))
-    return MaskedRows(rows.to(device), real.flatten().nonzero().squeeze(-1).to(device), mask[:, None])
+    slot = slot.to(device)
+    causal = slot[None, None, :] <= slot[None, :, None]
+    return causal & ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None]))
 
 
 @dataclass(frozen=True)
 class VariableLengths:
-    """Branches as sequences behind their prefixes, without padding.
+    """Branches as sequences behind their stems and prefixes, without padding.
 
-    The queries of a tree are its prefix with its first branch, then every other branch alone: the packed order. The
-    keys of each are its whole sequence, so the prefix's are taken once for every branch. Causal from the end: the
-    last query of a piece sees all of its keys.
+    The queries of a stem are itself; those of a tree its prefix with its first branch, then every other branch alone:
+    the packed order. The keys of each are its whole sequence, so a stem's are taken once for every branch of its trees,
+    and a prefix's once for every branch. Causal from the end: the last query of a piece sees all of its keys.
 
     Attributes:
         keys: [key tokens] token of each key.
@@ -126,16 +199,17 @@ def variable_lengths(batch: PackedBatch) -> VariableLengths:
     """The layout for varlen attention."""
     keys: list[int] = []
     queries, lengths = [], []
-    start = 0
-    for prefix, *branches in batch.shapes:
-        own = start + prefix
-        for number, branch in enumerate(branches):
-            if number == 0 or branch:  # the first piece holds the prefix's queries, also where its branch has none
+    for piece in _pieces(batch):
+        first, stem = piece.stem
+        prefix, *branches = piece.shape
+        own = piece.start + prefix
+        for number, branch in enumerate(branches or [0]):
+            if number == 0 or branch:  # the first part holds the prefix's queries, also where its branch has none
                 queries.append(branch if number else prefix + branch)
-                lengths.append(prefix + branch)
-                keys += [*range(start, start + prefix), *range(own, own + branch)]
+                lengths.append(stem + prefix + branch)
+                keys += [*range(first, first + stem), *range(piece.start, piece.start + prefix)]
+                keys += range(own, own + branch)
             own += branch
-        start = own
     device = batch.token_ids.device
     return VariableLengths(
         keys=torch.tensor(keys, device=device),

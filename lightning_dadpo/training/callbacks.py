@@ -55,8 +55,9 @@ class StepProgress(L.Callback):
 class Throughput(L.Callback):
     """`train/tokens_per_second` and `train/examples_per_second`, `train/padding_share` and `train/peak_memory_gib`.
 
-    Tokens and examples are real ones: what fillers repeat counts nothing. The padding share is that of the attention's
-    slots, each tree of a batch taking as many as its longest; a filler is padding altogether.
+    Tokens and examples are real ones: what fillers repeat counts nothing, and a beginning that several share counts for
+    each. The padding share is that of the attention's slots, each tree taking as many as the longest of its batch, and
+    so each stem; a filler is padding altogether.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ class Throughput(L.Callback):
         Behind the step, since a student that answers prompts itself has put its answers into the batch.
         """
         trees = batch.sequences
-        self._slots += len(batch) * trees.longest_tree
+        self._slots += trees.num_slots
         if batch.real_tokens:  # a part of a step is real as a whole, or a filler as a whole
             self._tokens += batch.real_tokens
             self._examples += len(batch)

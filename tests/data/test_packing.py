@@ -14,10 +14,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lightning_dadpo.data.packing import pack, shared_prefix, tree_tokens
+from lightning_dadpo.data.beginnings import shared_prefix
+from lightning_dadpo.data.packing import pack, tree_tokens
 from lightning_dadpo.types import PackedBatch
 from tests.tiny import END_OF_TURN
-from tests.trees import history, sequences_of
+from tests.trees import history, places_of, sequences_of
 
 Prompts = list[list[int]]
 Responses = list[list[list[int]]]
@@ -26,11 +27,12 @@ FEW_IDS = st.integers(1, 3)  # so few that responses often begin alike; one of t
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Prompts, Responses]:
-    """Prompts with one to three responses each; responses of a prompt often begin with the same tokens."""
+    """Prompts with one to three responses each; prompts, and responses of one, often begin with the same tokens."""
     count = draw(st.integers(1, 3))
+    systems = [draw(st.lists(FEW_IDS, max_size=4)) for _ in range(2)]
     prompts, responses = [], []
-    for _ in range(draw(st.integers(1, 4))):
-        prompts.append(draw(st.lists(FEW_IDS, min_size=1, max_size=4)))
+    for _ in range(draw(st.integers(1, 5))):
+        prompts.append(draw(st.sampled_from(systems)) + draw(st.lists(FEW_IDS, min_size=1, max_size=4)))
         common = draw(st.lists(FEW_IDS, max_size=3))
         tails = [draw(st.lists(FEW_IDS, min_size=0 if common else 1, max_size=4)) for _ in range(count)]
         responses.append([common + tail for tail in tails])
@@ -52,6 +54,15 @@ EDGES: dict[str, tuple[Prompts, Responses]] = {
     "three responses, two of them alike": ([[4]], [[[6, 7, 2], [6, 7, 8, 2], [9, 2]]]),
     "trees of different sizes": ([[4], [5, 6, 7]], [[[8], [9]], [[1, 1, 1, 2], [1, 1, 3, 3, 3, 2]]]),
     "the response repeats the prompt": ([[4, 5]], [[[4, 5, 2], [4, 5, 4, 5, 2]]]),
+    "one system prompt": ([[1, 1, 4], [1, 1, 5, 6], [1, 1, 7]], [[[8, 2], [9]], [[8], [8, 2]], [[2], [2]]]),
+    "two system prompts by turns": (
+        [[1, 1, 4], [3, 3, 3, 5], [1, 1, 6], [3, 3, 3, 7]],
+        [[[8, 2]], [[9]], [[2]], [[9]]],
+    ),
+    "one of another kind first": ([[9], [1, 1, 4], [1, 1, 5]], [[[8], [9]], [[8], [9]], [[8], [9]]]),
+    "the same prompt in several trees": ([[4, 5, 6]] * 3, [[[7, 2], [8]], [[7, 2], [9]], [[7], [7]]]),
+    "a prompt that begins another": ([[4, 5], [4, 5, 6, 7]], [[[6, 7, 2]], [[8, 2]]]),
+    "prompts of one token, the same": ([[4], [4]], [[[6, 7]], [[6, 8]]]),
 }
 
 
@@ -71,13 +82,21 @@ def check(prompts: Prompts, responses: Responses) -> PackedBatch:
     assert sequences_of(batch) == [prompt + response for prompt, response in expected]
     assert batch.num_response_tokens.tolist() == [len(response) for _, response in expected]
     # sizes: what is packed is what was announced, and no more than the shared beginning leaves over
-    assert len(batch.token_ids) == len(batch.position_ids) == batch.num_tokens == sum(map(sum, batch.shapes))
-    assert batch.longest_tree == max(map(sum, batch.shapes))
-    for shape, prompt, group in zip(batch.shapes, prompts, responses, strict=True):
+    assert len(batch.token_ids) == len(batch.position_ids) == batch.num_tokens
+    alone, packed = sum(tree_tokens(*tree) for tree in trees), []
+    by, places = batch.predicted_by[batch.terms], places_of(batch)
+    for stem, start, shape in places:
+        index = int(batch.owners[(by >= start) & (by < start + sum(shape))].min())
+        packed.append(index)
+        prompt, group = trees[index]
         inputs = [response[:-1] for response in group]
         shared = common_beginning(inputs)
-        assert shape == (len(prompt) + shared, *(len(one) - shared for one in inputs))
-        assert sum(shape) == tree_tokens(prompt, group)
+        assert shape == (len(prompt) - len(stem) + shared, *(len(one) - shared for one in inputs))
+        assert shape[0] >= 1 + shared  # a prompt's last token stands in its own tree
+        assert batch.token_ids[stem].tolist() == prompt[: len(stem)]
+    assert sorted(packed) == list(range(len(trees)))
+    assert batch.num_tokens == alone - sum(size * (behind - 1) for size, behind in batch.stems)
+    assert all(behind > 1 or not size for size, behind in batch.stems)  # a stem of its own would only cost
     # each token at its place in its own sequence
     for index, position in enumerate(batch.position_ids.tolist()):
         assert position == len(history(batch, index)) - 1
@@ -131,15 +150,29 @@ def test_two_pairs_by_hand_stand_behind_one_another() -> None:
     assert batch.num_response_tokens.tolist() == [2, 1, 1, 2]
 
 
+def test_three_pairs_of_two_kinds_by_hand() -> None:
+    batch = pack([[1, 1, 4], [9, 5], [1, 1, 6]], [[[7, 2], [8]], [[3], [2]], [[7], [7, 8, 2]]])
+    # stem 1 1 with the first and the third prompt, then nothing shared with the second
+    assert batch.token_ids.tolist() == [1, 1, 4, 7, 6, 7, 8, 9, 5]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 2, 3, 4, 0, 1]
+    assert batch.stems == ((2, 2), (0, 1))
+    assert batch.shapes == ((1, 1, 0), (1, 0, 2), (2, 0, 0))
+    assert batch.predicted_by.tolist() == [2, 3, 2, 4, 5, 6, 8, 8]
+    assert batch.targets.tolist() == [7, 2, 8, 7, 8, 2, 3, 2]
+    assert batch.terms.tolist() == [0, 1, 2, 3, 3, 4, 5, 6, 7]
+    assert batch.owners.tolist() == [0, 0, 3, 2, 5, 5, 5, 1, 4]
+    assert batch.num_response_tokens.tolist() == [2, 1, 1, 1, 1, 3]
+    assert (batch.num_tokens, batch.num_slots) == (9, 2 + 3 * 3)
+
+
 @pytest.mark.parametrize("edge", EDGES)
 def test_A5_the_first_response_token_is_predicted_by_the_prompts_last(edge: str) -> None:
     prompts, responses = EDGES[edge]
     batch = pack(prompts, responses)
-    starts = [sum(map(sum, batch.shapes[:tree])) for tree in range(len(prompts))]
     for sequence in range(len(batch.num_response_tokens)):
         tree, number = sequence % len(prompts), sequence // len(prompts)
         first = batch.terms[batch.owners == sequence][0]
-        assert batch.predicted_by[first] == starts[tree] + len(prompts[tree]) - 1
+        assert history(batch, int(batch.predicted_by[first])) == prompts[tree]
         assert batch.targets[first] == responses[tree][number][0]
     # nothing before the prompt's last token predicts anything
     positions = batch.position_ids[batch.predicted_by]

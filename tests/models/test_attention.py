@@ -20,12 +20,14 @@ from lightning_dadpo.models import attention, log_probs
 from lightning_dadpo.models.attention import (
     TOKEN_TREES,
     MaskedRows,
+    RowGroup,
     masked_rows,
     tree_attention,
     variable_lengths,
 )
 from lightning_dadpo.models.log_probs import Kernels, model_log_probs, plain_log_probs, prepare
 from lightning_dadpo.types import PackedBatch
+from tests.trees import parents_of, places_of
 
 VOCABULARY = 32
 Rows = tuple[list[list[int]], list[list[list[int]]]]
@@ -40,6 +42,15 @@ TREES: dict[str, Rows] = {
     "branches without tokens": ([[4, 5], [6, 7, 8]], [[[9], [10, 11, 2]], [[12, 13, 2], [12]]]),
     "equal responses": ([[4, 5]], [[[7, 8, 2], [7, 8, 2]]]),
     "one branch": ([[4, 5], [6], [7, 8, 9]], [[[10, 11, 2]], [[12]], [[13, 14, 15, 16, 2]]]),
+    "one system prompt": (
+        [[4, 5, 6, 7], [4, 5, 6, 8, 9], [4, 5, 6, 10]],
+        [[[11, 2], [12, 13, 2]], [[14], [15, 16, 2]], [[17, 2], [17, 18, 2]]],
+    ),
+    "two system prompts by turns and one of its own": (
+        [[4, 5, 7], [3, 3, 3, 3, 8], [4, 5, 10, 11], [30, 31], [3, 3, 3, 3, 9]],
+        [[[11, 2]], [[14]], [[17, 2]], [[20, 21, 2]], [[22, 23, 24, 25, 2]]],
+    ),
+    "a stem longer than every tree": ([[*range(3, 20), 21], [*range(3, 20), 22]], [[[5, 2], [6, 2]], [[7], [8]]]),
     "three branches": ([[4, 5], [6]], [[[7, 2], [8, 9, 2], [7, 10, 2]], [[11, 2], [12], [13, 14, 15, 2]]]),
 }
 COEFFICIENTS = torch.tensor([0.7, -1.3, 2.9, 0.3, 1.1, -0.4], dtype=torch.float64)
@@ -201,22 +212,35 @@ def test_the_layouts_are_the_ones_that_ran(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == ["masked_rows", "variable_lengths"]
 
 
+def looks_at(batch: PackedBatch) -> list[set[int]]:
+    """Which tokens each token sees, found by walking up its own sequence."""
+    parents = parents_of(batch)
+    found: list[set[int]] = []
+    for index, parent in enumerate(parents):
+        found.append({index} | (set() if parent is None else found[parent]))
+    return found
+
+
 @pytest.mark.parametrize("trees", TREES)
 def test_the_mask_is_the_tree_spelled_out(trees: str) -> None:
     batch = pack(*TREES[trees])
-    rows = masked_rows(batch)
-    assert rows.rows.shape == (len(batch.shapes), batch.longest_tree)
-    assert rows.mask.shape == (len(batch.shapes), 1, batch.longest_tree, batch.longest_tree)
-    assert rows.rows.flatten()[rows.slots].tolist() == list(range(batch.num_tokens))
-    for tree, (prefix, *branches) in enumerate(batch.shapes):
-        branch_of = [0] * prefix + [number for number, size in enumerate(branches, 1) for _ in range(size)]
-        for query, own in enumerate(branch_of):
-            seen = (rows.mask[tree, 0, query] == 0).tolist()
-            expected = [key <= query and other in (0, own) for key, other in enumerate(branch_of)]
-            assert seen[: len(branch_of)] == expected
-            assert not any(seen[len(branch_of) :])  # nothing real looks at padding
-    assert bool(((rows.mask == 0) | (rows.mask == -torch.inf)).all())
-    assert bool((rows.mask == 0).any(dim=-1).all())  # no row is empty: that would be NaN
+    layout, expected = masked_rows(batch), looks_at(batch)
+    assert torch.cat([group.rows.flatten() for group in layout.groups])[layout.slots].tolist() == [
+        *range(batch.num_tokens)
+    ]
+    assert sum(group.rows.numel() for group in layout.groups) == batch.num_slots
+    first, real = 0, set(layout.slots.tolist())
+    for group in layout.groups:
+        width, longest = group.rows.shape
+        assert group.mask.shape == (width, 1, longest, group.keys.shape[1])
+        assert bool(((group.mask == 0) | (group.mask == -torch.inf)).all())
+        assert bool((group.mask == 0).any(dim=-1).all())  # no row is empty: that would be NaN
+        for row in range(width):
+            for slot in range(longest):
+                if first + row * longest + slot in real:  # nothing real looks at padding, and at nothing twice
+                    seen = group.keys[row][group.mask[row, 0, slot] == 0].tolist()
+                    assert sorted(seen) == sorted(expected[int(group.rows[row, slot])])
+        first += group.rows.numel()
 
 
 @pytest.mark.parametrize("trees", TREES)
@@ -247,18 +271,31 @@ def test_pieces_of_varlen_by_hand() -> None:
     assert (layout.longest_query, layout.longest_key) == (4, 4)
 
 
+def test_pieces_of_varlen_behind_a_stem_by_hand() -> None:
+    # stem 1 1, behind it prefix 4 with branches 7 | nothing, and prefix 6 7 with branches of nothing | 8
+    batch = pack([[1, 1, 4], [1, 1, 6]], [[[7, 2], [8]], [[7], [7, 8, 2]]])
+    assert batch.token_ids.tolist() == [1, 1, 4, 7, 6, 7, 8]
+    assert batch.shapes == ((1, 1, 0), (1, 0, 2))
+    layout = variable_lengths(batch)
+    assert layout.query_starts.tolist() == [0, 2, 4, 5, 7]
+    assert layout.keys.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4, 0, 1, 4, 5, 6]
+    assert layout.key_starts.tolist() == [0, 2, 6, 9, 14]
+    assert (layout.longest_query, layout.longest_key) == (2, 5)
+
+
 Defect = Callable[[pytest.MonkeyPatch], None]
 
 
 def seeing(change: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Defect:
-    """The layout with another idea of who sees whom in the first tree: [queries, keys], True where seen."""
+    """The layout with another idea of who sees whom in the first tree: [queries, its own keys], True where seen."""
 
     def rows(batch: PackedBatch) -> MaskedRows:
-        right = masked_rows(batch)
-        mask = right.mask.clone()
-        visible = change(mask[0, 0] == 0, batch.shapes[0])
-        mask[0, 0] = torch.zeros_like(mask[0, 0]).masked_fill(~visible, -torch.inf)
-        return replace(right, mask=mask)
+        *stems, trees = masked_rows(batch).groups
+        mask = trees.mask.clone()
+        own = mask[0, 0, :, -mask.shape[2] :]
+        visible = change(own == 0, batch.shapes[0])
+        own.copy_(torch.zeros_like(own).masked_fill(~visible, -torch.inf))
+        return replace(masked_rows(batch), groups=(*stems, replace(trees, mask=mask)))
 
     return lambda patch: patch.setattr(log_probs, "masked_rows", rows)
 
@@ -293,6 +330,51 @@ def test_B5_a_wrong_mask_is_noticed(
     assert agree(model, TREES[trees], 1e-10)
     seeing(defect)(monkeypatch)
     assert not agree(model, TREES[trees], 1e-3)
+
+
+def stem_unseen(group: RowGroup) -> RowGroup:
+    return replace(group, mask=group.mask.clone().index_fill_(3, torch.arange(3), -torch.inf))
+
+
+def another_tree_for_a_stem(group: RowGroup) -> RowGroup:
+    """The right number of tokens, but those that stand behind the stem."""
+    keys = group.keys.clone()
+    keys[:, :3] += 3
+    return replace(group, keys=keys)
+
+
+@pytest.mark.parametrize("defect", [stem_unseen, another_tree_for_a_stem])
+def test_B5_a_wrong_stem_is_noticed(monkeypatch: pytest.MonkeyPatch, defect: Callable[[RowGroup], RowGroup]) -> None:
+    model, rows = fresh(), TREES["one system prompt"]
+    right = masked_rows(pack(*rows))
+    stem, trees = right.groups
+    assert stem.rows.shape == (1, 3)
+    assert agree(model, rows, 1e-10)
+    monkeypatch.setattr(log_probs, "masked_rows", lambda batch: replace(right, groups=(stem, defect(trees))))
+    assert not agree(model, rows, 1e-3)
+
+
+@pytest.mark.parametrize("trees", ["one system prompt", "two system prompts by turns and one of its own"])
+def test_B4_positions_that_begin_anew_behind_a_stem_are_noticed(layout: str, trees: str) -> None:
+    batch = pack(*TREES[trees])
+    positions = batch.position_ids.clone()
+    for stem, start, shape in places_of(batch):
+        positions[start : start + sum(shape)] -= len(stem)
+    assert not agree(fresh(), TREES[trees], 1e-3, replace(batch, position_ids=positions))
+
+
+def test_B5_a_stem_that_gets_no_gradient_from_its_trees_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = fresh(), TREES["one system prompt"]
+    attend = RowGroup.attend
+
+    def cut(group: RowGroup, query: Tensor, key: Tensor, value: Tensor, *more: Any) -> Tensor:
+        first = group.rows[0]
+        kept = torch.zeros(len(key), 1, 1, dtype=torch.bool).index_fill_(0, first, True)
+        return attend(group, query, torch.where(kept, key, key.detach()), value, *more)
+
+    assert agree(model, rows, 1e-10)
+    monkeypatch.setattr(RowGroup, "attend", cut)
+    assert not agree(model, rows, 1e-3)
 
 
 @pytest.mark.parametrize("trees", ["a pair", "shared into the responses", "several trees of different sizes"])

@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from lightning_dadpo.data.beginnings import families
 from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 from lightning_dadpo.sampling.transformers_sampler import TransformersSampler
-from lightning_dadpo.sampling.waiting import Waiting, families
+from lightning_dadpo.sampling.waiting import Waiting
 from tests.tiny import END_OF_TURN
 
 SYSTEM = list(range(100, 120))
