@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,10 @@ import yaml
 
 from lightning_dadpo.cli.recipe import merge
 
-__all__ = ["ROOT", "SEEDS", "Settings", "at", "chosen_rates", "dadpo", "for_seed", "judging", "named", "walk"]
+__all__ = [
+    "ROOT", "SEEDS", "Settings", "at", "chosen_rates", "dadpo", "for_seed", "judging", "named",
+    "pass_on_requests_to_stop", "walk",
+]  # fmt: skip
 
 ROOT = Path("runs/restore_pruned")
 """Where all of them work: the others take over what restore_pruned has sampled and scored."""
@@ -35,13 +39,35 @@ def dadpo(*arguments: str) -> None:
     """Run a command of the project to its end.
 
     Raises:
-        SystemExit: it failed, with its status.
+        SystemExit: it failed, with its status, or the script was asked to stop.
     """
+    if ASKED_TO_STOP:
+        raise SystemExit(128 + ASKED_TO_STOP[0])
     environment = {"HF_HUB_OFFLINE": "1"} | dict(os.environ) | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lightning_dadpo", *arguments]
-    status = subprocess.run(command, env=environment, check=False).returncode
+    process = subprocess.Popen([sys.executable, "-m", "lightning_dadpo", *arguments], env=environment)
+    RUNNING.add(process)
+    try:
+        status = process.wait()
+    finally:
+        RUNNING.discard(process)
     if status:
         raise SystemExit(status)
+
+
+RUNNING: set[subprocess.Popen[bytes]] = set()
+"""The commands under way, one a lane."""
+ASKED_TO_STOP: list[int] = []
+
+
+def pass_on_requests_to_stop() -> None:
+    """Who asks a script to go (SIGTERM) asks its commands: each training writes its checkpoint, and nothing begins."""
+
+    def stop(number: int, frame: Any) -> None:
+        ASKED_TO_STOP.append(number)
+        for process in list(RUNNING):
+            process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def walk(settings: Settings, name: str) -> Path:
@@ -65,7 +91,15 @@ def walk(settings: Settings, name: str) -> Path:
         for done in [pool.submit(dadpo, "run", str(file), "--until", until) for file in files[1:]]:
             done.result()
     dadpo("run", str(_written(settings, name, methods)))
+    _forget_checkpoints(Path(settings["folder"]))
     return _kept(Path(settings["folder"]), ROOT / "summaries" / f"{name}.json")
+
+
+def _forget_checkpoints(folder: Path) -> None:
+    """Remove what finished trainings could have gone on from, 1.2 GB each: their students have been exported."""
+    for manifest in folder.glob("*/manifest.json"):
+        for checkpoint in manifest.parent.glob("checkpoints/*.ckpt"):
+            checkpoint.unlink()
 
 
 def _comparing(settings: Settings) -> str:

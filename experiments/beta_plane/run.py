@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.walking import SEEDS, Settings, at, chosen_rates, for_seed, walk
+from experiments.walking import SEEDS, Settings, at, chosen_rates, for_seed, pass_on_requests_to_stop, walk
 
 REFERENCE = (0.0, 0.03, 0.1)
 TEACHER = (0.0, 0.01, 0.03, 0.1)
@@ -39,4 +39,5 @@ def plane() -> Settings:
 
 
 if __name__ == "__main__":
+    pass_on_requests_to_stop()
     walk(plane(), "beta_plane")

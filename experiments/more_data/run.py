@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.walking import SEEDS, Settings, at, chosen_rates, for_seed, walk
+from experiments.walking import SEEDS, Settings, at, chosen_rates, for_seed, pass_on_requests_to_stop, walk
 
 PROMPTS = (64, 128, 264)
 ROUNDS = 2
@@ -32,6 +32,7 @@ def sized(prompts: int, rounds: int = 1) -> Settings:
 
 
 if __name__ == "__main__":
+    pass_on_requests_to_stop()
     for prompts in PROMPTS:
         walk(sized(prompts), f"prompts{prompts}")
     walk(sized(PROMPTS[-1], ROUNDS), f"rounds{ROUNDS}")

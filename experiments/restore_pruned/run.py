@@ -18,7 +18,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.walking import ROOT, SEEDS, at, chosen_rates, dadpo, for_seed, named, walk
+from experiments.walking import ROOT, SEEDS, at, chosen_rates, dadpo, for_seed, named, pass_on_requests_to_stop, walk
 
 RATES = (5e-6, 2e-5, 8e-5)
 """The grid, the same for every method."""
@@ -87,4 +87,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    pass_on_requests_to_stop()
     main()

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +85,54 @@ def test_every_part_of_a_walk_trains_under_the_folders_of_the_whole(walked: Any,
         shared = {"dadpo": settings["objectives"]["dadpo"], method: settings["objectives"][method]}
         part = planned(settings | {"objectives": shared}, tmp_path)
         assert part[method].folder == whole[method]
+
+
+def test_who_stops_a_walk_stops_its_trainings_and_nothing_begins_after_that(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, ready, real = tmp_path / "asked", tmp_path / "ready", subprocess.Popen
+    training = f"""if True:
+        import pathlib, signal, sys, time
+        def stop(number, frame):
+            pathlib.Path({str(asked)!r}).touch()
+            sys.exit(128 + number)
+        signal.signal(signal.SIGTERM, stop)
+        pathlib.Path({str(ready)!r}).touch()
+        time.sleep(60)
+    """
+    monkeypatch.setattr(walking.subprocess, "Popen", lambda command, env: real([sys.executable, "-c", training]))
+    monkeypatch.setattr(walking, "ASKED_TO_STOP", [])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        walking.pass_on_requests_to_stop()
+        with ThreadPoolExecutor(1) as pool:
+            lane = pool.submit(walking.dadpo, "run")
+            while not ready.exists():
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert isinstance(lane.exception(timeout=30), SystemExit)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert asked.exists()
+    asked.unlink()
+    with pytest.raises(SystemExit, match="143"):
+        walking.dadpo("run")
+    assert not asked.exists()
+
+
+def test_finished_trainings_keep_no_checkpoint_and_unfinished_ones_do(tmp_path: Path) -> None:
+    for name, files in {"done": ["manifest.json"], "other.partial": []}.items():
+        for file in [*files, "checkpoints/last.ckpt", "curves.csv"]:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).touch()
+    walking._forget_checkpoints(tmp_path)
+    left = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file())
+    assert left == [
+        "done/curves.csv",
+        "done/manifest.json",
+        "other.partial/checkpoints/last.ckpt",
+        "other.partial/curves.csv",
+    ]
 
 
 def test_a_judge_is_laid_over_every_seed_and_asked_once_when_all_have_trained(
