@@ -127,7 +127,7 @@ class Logged:
 
 
 def test_padding_and_fillers_by_hand() -> None:
-    """Trees of 2 and 8 tokens behind a stem of 2, then one of 7 and a filler of 5: 19 real tokens in 2 + 2 x 8 + 7 + 5."""
+    """Trees of 2 and 8 tokens behind a stem of 2, then one of 7 and a filler of 5: 19 tokens in 2 + 2 x 8 + 7 + 5."""
     more = iter([True, True, False])
     loop: Any = SimpleNamespace(
         world_size=2,
