@@ -45,7 +45,8 @@ class FitRecipe:
         settings: the same keys as in those files; these win.
         checkpoint: which checkpoint becomes the model: the last one, or the best by its `monitor`.
         watch: arguments of the WatchDistances that the pipeline adds: prompts, at_start, or the judge of
-            configs/trainer/watch_judge.yaml; samples are drawn as everywhere in the experiment.
+            configs/trainer/watch_judge.yaml; samples are drawn as the evaluation draws a student's, but for what
+            `sampler` says here.
     """
 
     configs: list[str]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lightning_dadpo.cli.experiment import FitRecipe
-from lightning_dadpo.cli.recipe import merged_settings, shards_the_student
+from lightning_dadpo.cli.recipe import merge, merged_settings, shards_the_student
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
 
@@ -75,14 +75,18 @@ def callbacks(
     recipe: FitRecipe,
     sampling: SamplerSettings,
 ) -> dict[str, Any]:
-    """What only the pipeline can fill in: the teacher that is audited and the answers to compare with.
+    """What only the pipeline can fill in: the teacher that is audited, the answers to compare with, and how to draw.
 
-    A student that is spread over devices cannot be sampled on the way, so nothing is watched there.
+    A student is watched as the evaluation will sample it, with the seed of students, so that the two can be compared.
+    One that is spread over devices cannot be sampled on the way, so nothing is watched there.
     """
     said = list(checks)
     if not shards_the_student(merged_settings(recipe)):
-        watch = {"teacher": asdict(teacher), "teacher_responses": answers, "reference_responses": rejected}
-        if recipe.watch:
-            watch |= {"sampler": asdict(sampling)} | recipe.watch
-        said.append({"class_path": "WatchDistances", "init_args": watch})
+        watch = {
+            "teacher": asdict(teacher),
+            "teacher_responses": answers,
+            "reference_responses": rejected,
+            "sampler": asdict(replace(sampling, seed=sampling.seed + 1)),
+        }
+        said.append({"class_path": "WatchDistances", "init_args": merge(watch, recipe.watch)})
     return {"trainer": {"callbacks+": said}}

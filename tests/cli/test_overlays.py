@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lightning_dadpo.cli.experiment import read_experiment
+from lightning_dadpo.cli.experiment import FitRecipe, read_experiment
 from lightning_dadpo.cli.recipe import merge
 from lightning_dadpo.cli.stages import plan_stages
 
@@ -41,5 +41,21 @@ def test_a_recipe_may_have_a_judge_watch_what_is_drawn_as_everywhere_in_the_expe
     found = {stage.name: stage for stage in plan_stages(replace(DEMO, objectives={"dadpo": recipe}))}
     plain = {stage.name: stage for stage in plan_stages(DEMO)}
     watching, usual = (stages["dadpo"].settings["trainer"]["callbacks+"][-1]["init_args"] for stages in (found, plain))
-    assert watching == usual | {"judge": judge, "prompts": 8, "sampler": asdict(DEMO.sampling)}
+    assert watching == usual | {"judge": judge, "prompts": 8}
     assert found["dadpo"].folder != plain["dadpo"].folder
+
+
+def test_a_student_is_watched_as_the_evaluation_samples_it() -> None:
+    """Its temperature, length and seed; what a recipe says of the sampler stands over them, key by key."""
+    recipe = DEMO.objectives["dadpo"]
+    distilled = FitRecipe(
+        ["configs/trainer/default.yaml", "configs/recipes/distillation.yaml", "configs/loss/forward_kl.yaml"]
+    )
+    cooler = replace(recipe, watch={"sampler": {"temperature": 0.0, "seed": 7}})
+    objectives = {"mine": recipe, "distilled": distilled, "cooler": cooler}
+    found = {stage.name: stage for stage in plan_stages(replace(DEMO, objectives=objectives))}
+    samplers = {name: found[name].settings["trainer"]["callbacks+"][-1]["init_args"]["sampler"] for name in objectives}
+    for name in ("mine", "distilled"):
+        assert samplers[name] == found[f"sample-heldout-{name}"].settings["settings"]
+        assert samplers[name] == {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 48, "seed": 2}
+    assert samplers["cooler"] == {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 48, "seed": 7}
