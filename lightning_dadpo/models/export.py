@@ -107,7 +107,7 @@ def export_model(model: ModelSpec, out: str, dtype: Dtype = "float32") -> Path:
 def _write(
     model: Any, source: ModelSpec, out: str, made_from: Mapping[str, Any], dtype: Dtype, card: ModelCard
 ) -> Path:
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, model.config)
     with draft(out, "model", made_from) as work:
         write_model_folder(model.to(getattr(torch, dtype)), tokenizer, work.path)
         write_model_card(work.path, card)

@@ -164,17 +164,32 @@ def load_frozen(spec: ModelSpec, precision: Precision, device: torch.device | No
     return model if device is None or spec.quantize is not None else model.to(device)
 
 
-def load_tokenizer(spec: ModelSpec) -> Tokenizer:
+def load_tokenizer(spec: ModelSpec, config: Any = None) -> Tokenizer:
     """The tokenizer that stands beside the model.
+
+    Args:
+        spec: which model.
+        config: the loaded model's, where there is one. Without it transformers reads a GGUF file's header once more,
+            for seconds, only to learn which tokenizer the model has.
 
     Raises:
         DataError: there is none.
     """
     with quietly_loading(spec, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(spec.location(), **_arguments(spec))
+        if config is not None and _holds_its_tokenizer(spec, config):
+            tokenizer = transformers.TokenizersBackend.from_pretrained(spec.location(), gguf_file=spec.gguf_file)
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(spec.location(), **_arguments(spec))
     if spec.chat_template is not None:
         tokenizer.chat_template = Path(spec.chat_template).read_text("utf-8")
     return tokenizer
+
+
+def _holds_its_tokenizer(spec: ModelSpec, config: Any) -> bool:
+    """Whether a GGUF file alone says what the tokenizer is: no file beside it does, nor a class of the architecture."""
+    folder = Path(spec.location())
+    beside = not folder.is_dir() or (folder / "tokenizer_config.json").exists()
+    return spec.gguf_file is not None and not beside and type(config) not in transformers.TOKENIZER_MAPPING
 
 
 def end_of_turn_ids(model: Model, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from tokenizers import pre_tokenizers
 
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.models.loading import (
@@ -21,6 +23,7 @@ from lightning_dadpo.models.loading import (
     model_without_weights,
 )
 from lightning_dadpo.models.spec import ModelSpec
+from tests.tiny import CHAT_TEMPLATE, END_OF_TURN, SPECIAL_TOKENS
 
 
 @pytest.fixture
@@ -156,6 +159,20 @@ def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
+def _add_tokenizer(writer: Any, kinds: Any) -> None:
+    """Bytes and the three special tokens, as SmolLM2's file says its own."""
+    tokens = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens[-1] = "ab"  # for one merge, which the format asks for
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([kinds.CONTROL if token in SPECIAL_TOKENS else kinds.NORMAL for token in tokens])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(END_OF_TURN)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
 def _write_gguf(path: Path, model: Any) -> None:
     gguf = pytest.importorskip("gguf")
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
@@ -169,6 +186,7 @@ def _write_gguf(path: Path, model: Any) -> None:
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
+    _add_tokenizer(writer, gguf.TokenType)
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
              "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
              "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
@@ -199,3 +217,37 @@ def test_a_gguf_file_loads_as_the_model_that_it_was_written_from(tmp_path: Path,
     assert found.get_output_embeddings().weight is found.get_input_embeddings().weight
     with pytest.raises(DataError, match=r"other\.gguf"):
         load_model(ModelSpec(str(tmp_path), gguf_file="other.gguf"))
+
+
+def _written(tokenizer: Any, folder: Path) -> dict[str, bytes]:
+    tokenizer.save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_gguf_files_tokenizer_is_the_same_whether_the_config_is_read_again_or_not(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte; and where a file beside it or a class of its own says another one, that one is asked for."""
+    (tmp_path / "model").mkdir()
+    spec = ModelSpec(str(tmp_path / "model"), gguf_file="tiny.gguf")
+    _write_gguf(tmp_path / "model" / "tiny.gguf", load_model(ModelSpec(str(tiny_folder))))
+    config = load_model(spec).config
+    usual = load_tokenizer(spec)
+    expected = _written(usual, tmp_path / "usual")
+    assert expected.keys() == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    asked: list[Any] = []
+    plain = transformers.AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        transformers.AutoTokenizer,
+        "from_pretrained",
+        lambda *given, **said: asked.append(given) or plain(*given, **said),
+    )
+    found = load_tokenizer(spec, config)
+    assert type(found) is type(usual)
+    assert _written(found, tmp_path / "found") == expected
+    assert asked == []
+    load_tokenizer(spec, transformers.Qwen2Config())
+    assert len(asked) == 1
+    shutil.copy(tiny_folder / "tokenizer_config.json", tmp_path / "model")
+    load_tokenizer(spec, config)
+    assert len(asked) == 2
