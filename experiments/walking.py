@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import yaml
 from lightning_dadpo.cli.recipe import merge
 
 __all__ = [
-    "ROOT", "SEEDS", "Settings", "at", "chosen_rates", "dadpo", "for_seed", "judging", "named",
+    "ROOT", "SEEDS", "Settings", "at", "begin", "chosen_rates", "dadpo", "for_seed", "judging", "named",
     "pass_on_requests_to_stop", "walk",
 ]  # fmt: skip
 
@@ -70,6 +71,15 @@ def pass_on_requests_to_stop() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
+def begin(walks: Mapping[str, Settings]) -> None:
+    """What the methods of each walk share, as many walks at a time as cores; each has a folder of its own.
+
+    Args:
+        walks: by the names that `walk` takes.
+    """
+    _side_by_side([_first(settings, name) for name, settings in walks.items()])
+
+
 def walk(settings: Settings, name: str) -> Path:
     """`dadpo run` of an experiment whose methods train side by side; what it came to, under the experiment's own name.
 
@@ -82,17 +92,31 @@ def walk(settings: Settings, name: str) -> Path:
         settings: the experiment.
         name: of its files in `ROOT`/settings, and of the summary.
     """
-    methods, until = list(settings["objectives"]), _comparing(settings)
-    lanes = max(1, min(1 if _has_gpu() else os.cpu_count() or 1, len(methods)))
-    shares = [methods[:1], *(list(dict.fromkeys([methods[0], *methods[lane::lanes]])) for lane in range(lanes))]
-    files = [_written(settings, f"{name}-part{number}", share) for number, share in enumerate(shares)]
-    dadpo("run", str(files[0]), "--until", until)
-    with ThreadPoolExecutor(lanes) as pool:
-        for done in [pool.submit(dadpo, "run", str(file), "--until", until) for file in files[1:]]:
-            done.result()
+    methods = list(settings["objectives"])
+    lanes = min(_cores(), len(methods))
+    shares = [list(dict.fromkeys([methods[0], *methods[lane::lanes]])) for lane in range(lanes)]
+    _side_by_side([_first(settings, name)])
+    _side_by_side([(_written(settings, f"{name}-part{lane}", share), settings) for lane, share in enumerate(shares, 1)])
     dadpo("run", str(_written(settings, name, methods)))
     _forget_checkpoints(Path(settings["folder"]))
     return _kept(Path(settings["folder"]), ROOT / "summaries" / f"{name}.json")
+
+
+def _first(settings: Settings, name: str) -> tuple[Path, Settings]:
+    return _written(settings, f"{name}-part0", list(settings["objectives"])[:1]), settings
+
+
+def _side_by_side(files: list[tuple[Path, Settings]]) -> None:
+    """Experiments up to where their methods are compared."""
+    with ThreadPoolExecutor(_cores()) as pool:
+        lanes = [pool.submit(dadpo, "run", str(file), "--until", _comparing(settings)) for file, settings in files]
+        for lane in lanes:
+            lane.result()
+
+
+def _cores() -> int:
+    """How many trainings may run at a time."""
+    return 1 if _has_gpu() else os.cpu_count() or 1
 
 
 def _forget_checkpoints(folder: Path) -> None:

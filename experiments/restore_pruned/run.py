@@ -18,7 +18,18 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.walking import ROOT, SEEDS, at, chosen_rates, dadpo, for_seed, named, pass_on_requests_to_stop, walk
+from experiments.walking import (
+    ROOT,
+    SEEDS,
+    at,
+    begin,
+    chosen_rates,
+    dadpo,
+    for_seed,
+    named,
+    pass_on_requests_to_stop,
+    walk,
+)
 
 RATES = (5e-6, 2e-5, 8e-5)
 """The grid, the same for every method."""
@@ -77,13 +88,16 @@ def main() -> None:
     models()
     if not (ROOT / "chosen.json").is_file():
         tune()
-    rates = chosen_rates()
+    rates, walks = chosen_rates(), {}
     for seed in SEEDS:
         settings = for_seed(seed)
         settings["objectives"] = {
             named(method, rates[method]): at(recipe, rates[method]) for method, recipe in settings["objectives"].items()
         }
-        walk(settings, f"seed{seed}")
+        walks[f"seed{seed}"] = settings
+    begin(walks)
+    for name, settings in walks.items():
+        walk(settings, name)
 
 
 if __name__ == "__main__":
