@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dadpo.errors import DataError
+from lightning_dadpo.reports.gguf_header import gguf_tensors
 
 __all__ = ["Weights", "read_weights"]
 
@@ -77,14 +78,14 @@ def read_weights(place: Path) -> Weights:
 
 def _read_gguf(path: Path) -> Weights:
     try:
-        from gguf import GGUFReader
+        from gguf import GGMLQuantizationType
     except ImportError:
         raise DataError(f"{path}: its formats are read by the package gguf (pip install gguf)") from None
     formats: Counter[str] = Counter()
     try:
-        for tensor in GGUFReader(path).tensors:
-            formats[tensor.tensor_type.name] += int(tensor.n_elements)
-    except (ValueError, IndexError, KeyError):
+        for kind, numbers in gguf_tensors(path):
+            formats[GGMLQuantizationType(kind).name] += numbers
+    except ValueError:
         raise DataError(f"{path}: not a GGUF file") from None
     return Weights(path.stat().st_size, dict(formats), "GGUF")
 
