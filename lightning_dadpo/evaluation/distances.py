@@ -2,15 +2,15 @@
 position (METHOD: distances used in reports).
 
 The forward KL is KL(teacher || student) on what the teacher sampled, the reverse KL is KL(student || teacher) on what
-the student sampled. Both responses to a prompt are branches of one token tree, so that each model reads the prompt
-once and both directions come from one pass of each. What comes out are sums a response; the ratio of sums is taken over
-prompts, later.
+the student sampled. All responses to a prompt are branches of one token tree: a model reads the prompt once, and what
+it made of the responses, its states, is held against the other model's. What comes out are sums a response; the ratio
+of sums is taken over prompts, later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -24,20 +24,31 @@ from lightning_dadpo.losses import kl_divergence
 from lightning_dadpo.models.loading import autocast
 from lightning_dadpo.models.log_probs import predictor
 from lightning_dadpo.models.spec import Precision
-from lightning_dadpo.types import PackedBatch
 
-__all__ = ["Answers", "DistanceSums", "Sample", "distance_sums", "token_log_probs_of", "MAX_POSITIONS"]
+__all__ = [
+    "Answers",
+    "DistanceSums",
+    "Sample",
+    "distance_sums",
+    "read",
+    "read_both",
+    "token_log_probs_of",
+    "MAX_POSITIONS",
+]
 
 MAX_POSITIONS = 512
-"""Positions whose full-vocabulary logits are in memory at a time, of both models."""
+"""Positions whose full-vocabulary logits are in memory at a time, of both models; and response tokens that a model
+reads at a time, but for a longer response."""
+
+Ids = list[int]
 
 
 @dataclass(frozen=True)
 class Sample:
     """One sampled response: the prompt's ids as the model read them, and the ids that it sampled."""
 
-    prompt_token_ids: list[int]
-    token_ids: list[int]
+    prompt_token_ids: Ids
+    token_ids: Ids
 
 
 @dataclass(frozen=True)
@@ -49,9 +60,9 @@ class Answers:
         by_teacher, by_student: the ids that each sampled.
     """
 
-    prompt_token_ids: list[int]
-    by_teacher: list[int]
-    by_student: list[int]
+    prompt_token_ids: Ids
+    by_teacher: Ids
+    by_student: Ids
 
 
 @dataclass(frozen=True)
@@ -73,41 +84,86 @@ class DistanceSums:
 
 
 @torch.no_grad()
-def distance_sums(
-    teacher: Any, student: Any, answers: Sequence[Answers], precision: Precision, max_positions: int = MAX_POSITIONS
-) -> DistanceSums:
-    """Sums over both responses to each prompt, from one forward pass of either model.
-
-    Both models run under `precision`'s autocast; softmax and sums are float32, the sums over positions float64.
-    At most `max_positions` positions have logits in memory: prompts are taken a few at a time, and of longer responses
-    the states are kept and the head reads them in pieces.
+def read(
+    model: Any,
+    prompts: Sequence[Ids],
+    responses: Sequence[Sequence[Ids]],
+    precision: Precision,
+    max_positions: int = MAX_POSITIONS,
+) -> list[Predictor]:
+    """Let a model read responses; one forward pass over each prompt, but for prompts of many or long responses.
 
     Args:
-        teacher: the model that distances are measured to.
-        student: the other one; the teacher itself is allowed and is at a distance of exactly 0. Both on one device.
+        model: any model.
+        prompts: ids of each prompt, at least one token.
+        responses: for each prompt its responses, as many for every prompt, each at least one token.
+        precision: the number format that it was loaded for; the model runs under its autocast.
+        max_positions: response tokens at a time; a longer response is read by itself.
+
+    Returns:
+        For the first, second ... response to every prompt the model's states at all its tokens, those of one prompt
+        behind those of another, and its head.
+    """
+    device = next(model.parameters()).device
+    found: dict[tuple[int, int], Tensor] = {}
+    for piece in _pieces(responses, max_positions):
+        branches = [[responses[row][number] for number in numbers] for row, numbers in piece]
+        batch = pack([prompts[row] for row, _ in piece], branches).to(device)
+        with autocast(precision, device):
+            asked = predictor(model, batch)
+        for at, (row, numbers) in enumerate(piece):
+            for branch, number in enumerate(numbers):
+                # the terms of a sequence stand in the order of its tokens; two may share a state
+                found[row, number] = asked.states[batch.terms[batch.owners == branch * len(piece) + at]]
+    return [
+        replace(asked, states=torch.cat([found[row, number] for row in range(len(prompts))]))
+        for number in range(len(responses[0]))
+    ]
+
+
+def read_both(
+    model: Any, answers: Sequence[Answers], precision: Precision, max_positions: int = MAX_POSITIONS
+) -> list[Predictor]:
+    """What a model makes of the teacher's responses and of the student's, see `read`."""
+    prompts = [one.prompt_token_ids for one in answers]
+    return read(model, prompts, [[one.by_teacher, one.by_student] for one in answers], precision, max_positions)
+
+
+@torch.no_grad()
+def distance_sums(
+    teacher: Sequence[Predictor],
+    student: Sequence[Predictor],
+    answers: Sequence[Answers],
+    precision: Precision,
+    max_positions: int = MAX_POSITIONS,
+) -> DistanceSums:
+    """Sums over both responses to each prompt.
+
+    The heads run under `precision`'s autocast; softmax and sums are float32, the sums over positions float64. At most
+    `max_positions` positions have logits in memory.
+
+    Args:
+        teacher: what it made of its own responses and of the student's.
+        student: what the student made of the same, see `read_both`; the very same object, where the student is the
+            teacher itself, is at a distance of exactly 0.
         answers: prompts with both models' responses.
         precision: the number format that both models were loaded for.
         max_positions: bound on the positions in memory.
     """
-    device = next(teacher.parameters()).device
+    own, others = ([one.by_teacher for one in answers], [one.by_student for one in answers])
     forward, reverse, log_prob = (torch.zeros(len(answers), dtype=torch.float64) for _ in range(3))
-    prompts = [one.prompt_token_ids for one in answers]
-    both = [[one.by_teacher, one.by_student] for one in answers]
-    for rows in _groups([sum(map(len, responses)) for responses in both], max_positions):
-        batch = pack(prompts[rows.start : rows.stop], both[rows.start : rows.stop]).to(device)
-        with autocast(precision, device):
-            own = predictor(teacher, batch)
-            others = own if student is teacher else predictor(student, batch)
-            if others is not own:
-                for at, owners in _predictions(batch, 0, rows, max_positions):
-                    _add(forward, owners, kl_divergence(_logits(own, at), _logits(others, at)))
-            for at, owners in _predictions(batch, 1, rows, max_positions):
-                logits = _logits(own, at)
-                _add(log_prob, owners, token_log_probs(logits, batch.targets[at]))
-                if others is not own:
-                    _add(reverse, owners, kl_divergence(_logits(others, at), logits))
-    by_teacher, by_student = (torch.tensor([len(responses[side]) for responses in both]) for side in (0, 1))
-    return DistanceSums(forward, reverse, log_prob, by_teacher, by_student)
+    device = teacher[0].states.device
+    with autocast(precision, device):
+        if student is not teacher:
+            for at, owners, _ in _positions(own, max_positions):
+                _add(forward, owners, kl_divergence(_logits(teacher[0], at), _logits(student[0], at)))
+        for at, owners, targets in _positions(others, max_positions):
+            logits = _logits(teacher[1], at)
+            _add(log_prob, owners, token_log_probs(logits, targets.to(device)))
+            if student is not teacher:
+                _add(reverse, owners, kl_divergence(_logits(student[1], at), logits))
+    lengths = [torch.tensor([len(response) for response in side]) for side in (own, others)]
+    return DistanceSums(forward, reverse, log_prob, *lengths)
 
 
 @torch.no_grad()
@@ -127,15 +183,29 @@ def token_log_probs_of(
     found: list[Tensor] = []
     for prompt, same in groupby(samples, key=lambda sample: sample.prompt_token_ids):
         responses = [sample.token_ids for sample in same]
-        for rows in _groups([len(response) for response in responses], max_positions):
-            batch = pack([prompt], [responses[rows.start : rows.stop]]).to(device)
+        for response, asked in zip(
+            responses, read(model, [prompt], [responses], precision, max_positions), strict=True
+        ):
+            targets = torch.tensor(response, device=device)
             with autocast(precision, device):
-                asked = predictor(model, batch)
-                values = linear_log_probs(asked.states, asked.weight, asked.bias, batch.targets, max_positions)
-            values = values.double()
-            # the terms of a sequence stand in the order of its tokens
-            found.extend(values[batch.terms[batch.owners == number]].cpu() for number in range(len(rows)))
+                values = linear_log_probs(asked.states, asked.weight, asked.bias, targets, max_positions)
+            found.append(values.double().cpu())
     return found
+
+
+_Piece = list[tuple[int, range]]
+"""Prompts, and as many responses of each, that are read at a time."""
+
+
+def _pieces(responses: Sequence[Sequence[Ids]], at_most: int) -> Iterator[_Piece]:
+    """All responses to a prompt together where so many tokens allow, and as many prompts."""
+    trees: _Piece = []
+    for row, said in enumerate(responses):
+        trees += [(row, numbers) for numbers in _groups([len(response) for response in said], at_most)]
+    for _, alike in groupby(trees, key=lambda tree: len(tree[1])):
+        same = list(alike)
+        sizes = [sum(len(responses[row][number]) for number in numbers) for row, numbers in same]
+        yield from (same[group.start : group.stop] for group in _groups(sizes, at_most))
 
 
 def _groups(tokens: Sequence[int], at_most: int) -> Iterator[range]:
@@ -150,18 +220,16 @@ def _groups(tokens: Sequence[int], at_most: int) -> Iterator[range]:
         yield range(first, len(tokens))
 
 
-def _predictions(batch: PackedBatch, side: int, rows: range, at_most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Those of one side's responses: their numbers in the batch, and the row that each counts for.
-
-    What both responses begin with in common the trunk reads once, and it counts for both sides.
-    """
-    responses, trees = batch.owners // len(rows), batch.owners % len(rows)
-    chosen = responses == side
-    owners = (rows.start + trees[chosen]).cpu()
-    return zip(torch.split(batch.terms[chosen], at_most), torch.split(owners, at_most), strict=True)
+def _positions(responses: Sequence[Ids], at_most: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Of responses laid end to end, so many at a time: where they stand, the response of each, and its token."""
+    owners = torch.arange(len(responses)).repeat_interleave(torch.tensor([len(response) for response in responses]))
+    targets = torch.tensor([token for response in responses for token in response])
+    for start in range(0, len(targets), at_most):
+        at = slice(start, start + at_most)
+        yield at, owners[at], targets[at]
 
 
-def _logits(asked: Predictor, at: Int[Tensor, " predictions"]) -> Float[Tensor, "predictions vocabulary"]:
+def _logits(asked: Predictor, at: slice) -> Float[Tensor, "positions vocabulary"]:
     return torch.nn.functional.linear(asked.states[at], asked.weight, asked.bias)
 
 

@@ -1,8 +1,7 @@
 """The stage `dadpo evaluate`: how far students are from their teacher on held-out prompts.
 
-Two models are in memory at a time, the teacher and one student. Both directions come from one forward pass of each
-over trees of both responses to a prompt (`distances`). What repeats is the teacher's reading of its own samples, once
-for every student.
+Two models are in memory at a time, the teacher and one student. The student reads both responses to a prompt in one
+forward pass (`distances`), the teacher everybody's, once, as long as its states may be kept (`teacher_readings`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from lightning_dadpo.data.artifacts import draft, finished, write_atomically
 from lightning_dadpo.data.rows import STRICT, ResponseRow, RowWriter, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.bootstrap import Interval, mean_interval, ratio_interval
-from lightning_dadpo.evaluation.distances import Answers, distance_sums
+from lightning_dadpo.evaluation.distances import Answers, distance_sums, read_both
 from lightning_dadpo.evaluation.left_out import leave_out, training_digests
 from lightning_dadpo.evaluation.subjects import (
     Candidate,
@@ -33,8 +32,10 @@ from lightning_dadpo.evaluation.subjects import (
     read_subject,
     without,
 )
+from lightning_dadpo.evaluation.teacher_readings import TeacherReadings
 from lightning_dadpo.evaluation.text_statistics import distinct, text_statistics
 from lightning_dadpo.evaluation.token_maps import TokenMaps
+from lightning_dadpo.logprobs import Predictor
 from lightning_dadpo.models.loading import count_parameters, load_frozen
 from lightning_dadpo.models.log_probs import check_trunk_and_head
 from lightning_dadpo.models.numerics import default_device, inference_precision
@@ -187,8 +188,9 @@ class _Measurement:
                 teacher_model = self._load(self.teacher)
                 check_vocabulary(TEACHER, teacher_model, [self.teacher, *students])
                 self.maps.ask(TEACHER, teacher_model, self.precision)
-                summary = [self._measure_student(student, teacher_model, record) for student in students]
-                return [*summary, self._measure(self.teacher, teacher_model, teacher_model, record)]
+                readings = TeacherReadings(teacher_model, self.teacher, students, self.batches, self.precision)
+                summary = [self._measure_student(student, readings, record) for student in students]
+                return [*summary, self._measure(self.teacher, teacher_model, readings, record)]
 
     def _load(self, subject: Subject) -> Model:
         model = load_frozen(subject.spec, self.precision, default_device())
@@ -196,19 +198,19 @@ class _Measurement:
         check_trunk_and_head(model, subject.name)
         return model
 
-    def _measure_student(self, student: Subject, teacher_model: Model, record: Record) -> dict[str, Any]:
+    def _measure_student(self, student: Subject, readings: TeacherReadings, record: Record) -> dict[str, Any]:
         """The student lives in this call alone, so that its memory is free before the next one is loaded."""
         model = self._load(student)
         check_vocabulary(student.name, model, [self.teacher, student])
         self.maps.ask(student.name, model, self.precision)
-        return self._measure(student, model, teacher_model, record)
+        return self._measure(student, model, readings, record)
 
-    def _measure(self, subject: Subject, model: Model, teacher_model: Model, record: Record) -> dict[str, Any]:
-        for prompts in self.batches:
+    def _measure(self, subject: Subject, model: Model, readings: TeacherReadings, record: Record) -> dict[str, Any]:
+        for number, prompts in enumerate(self.batches):
             missing = {prompt for prompt in prompts if (subject.name, prompt) not in self.done}
             if missing:
                 # the whole batch again, also when only some rows are missing: its shape decides the last digits
-                rows = self._measure_batch(subject, model, teacher_model, prompts)
+                rows = self._measure_batch(subject, model, readings.of(number, subject), prompts)
                 record([row for row in rows if row.prompt_id in missing])
         rows = [self.done[subject.name, prompt] for prompt in self.prompts]
         responses = [subject.rows[prompt].token_ids for prompt in self.prompts]
@@ -221,12 +223,13 @@ class _Measurement:
         return summary
 
     def _measure_batch(
-        self, subject: Subject, model: Model, teacher_model: Model, prompts: list[str]
+        self, subject: Subject, model: Model, teachers: list[Predictor], prompts: list[str]
     ) -> list[EvaluationRow]:
         own = [subject.rows[prompt] for prompt in prompts]
         of_teacher = [self.teacher.rows[prompt] for prompt in prompts]
         both = [_answers(*rows) for rows in zip(of_teacher, own, strict=True)]
-        sums = distance_sums(teacher_model, model, both, self.precision)
+        reading = teachers if subject is self.teacher else read_both(model, both, self.precision)
+        sums = distance_sums(teachers, reading, both, self.precision)
         return [
             EvaluationRow(
                 model=subject.name,

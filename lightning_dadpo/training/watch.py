@@ -13,7 +13,7 @@ from lightning_dadpo.data.artifacts import read_manifest, write_atomically
 from lightning_dadpo.data.rows import Message, ResponseRow, content_digest, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.asking import both_orders
-from lightning_dadpo.evaluation.distances import Answers, distance_sums
+from lightning_dadpo.evaluation.distances import Answers, distance_sums, read_both
 from lightning_dadpo.evaluation.judges import Judge
 from lightning_dadpo.evaluation.preference_rate import Verdict
 from lightning_dadpo.evaluation.subjects import Subject, check_vocabulary, read_subject
@@ -211,7 +211,8 @@ class WatchDistances(L.Callback):
             Answers(row.prompt_token_ids, row.token_ids, one.token_ids)
             for row, one in zip(self._rows, drawn, strict=True)
         ]
-        sums = distance_sums(teacher, student, both, precision)
+        teachers, students = (read_both(model, both, precision) for model in (teacher, student))
+        sums = distance_sums(teachers, students, both, precision)
         values = {
             "val/forward_kl": float(sums.forward_kl.sum() / sums.teacher_tokens.sum()),
             "val/reverse_kl": float(sums.reverse_kl.sum() / sums.student_tokens.sum()),

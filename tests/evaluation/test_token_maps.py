@@ -16,11 +16,11 @@ from lightning_dadpo.data.rows import ResponseRow, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation import distances, token_maps
 from lightning_dadpo.evaluation import evaluate as stage
-from lightning_dadpo.evaluation.distances import Answers, Sample, distance_sums, token_log_probs_of
+from lightning_dadpo.evaluation.distances import Answers, Sample, token_log_probs_of
 from lightning_dadpo.models.loading import load_frozen, load_model, load_tokenizer
 from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.spec import ModelSpec
-from tests.evaluation.test_distances import ANSWERS, models
+from tests.evaluation.test_distances import ANSWERS, models, sums_of
 from tests.evaluation.test_evaluate import World, world
 from tests.tiny import VOCABULARY, tiny_model
 
@@ -63,7 +63,7 @@ def test_they_sum_to_what_training_and_scoring_call_the_log_prob(models: tuple[A
         totals = model_log_probs(q, batch).total
     sums = [float(values.sum()) for values in token_log_probs_of(q, SAMPLES, "32-true", 4)]
     assert sums == pytest.approx(totals.tolist(), rel=1e-5)
-    assert sums == pytest.approx(distance_sums(q, p, both, "32-true").teacher_log_prob.tolist(), rel=1e-5)
+    assert sums == pytest.approx(sums_of(q, p, both, "32-true").teacher_log_prob.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("max_positions", [4, 512])
