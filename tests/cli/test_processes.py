@@ -187,6 +187,24 @@ def test_what_is_left_to_the_end_of_a_stage_is_done_then(
     multiprocessing.forkserver._forkserver._stop()
 
 
+def test_a_stage_looks_for_no_garbage_in_what_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: without the freeze the collector goes through everything that stages import, each time."""
+    (tmp_path / "kept.py").write_text("held = []\n", "utf-8")
+    (tmp_path / "looking.py").write_text(
+        "import gc, sys, kept\n"
+        "new = []\n"
+        "looked_at = [any(one is held for held in gc.get_objects()) for one in (kept.held, new)]\n"
+        "sys.exit(0 if looked_at == [False, True] else 1)\n",
+        "utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    multiprocessing.forkserver._forkserver._stop()
+    monkeypatch.setattr(forks, "IMPORTED", ["kept"])
+    assert run_stage([sys.executable, "-m", "looking"], forked=True) == 0
+    multiprocessing.forkserver._forkserver._stop()
+
+
 @KINDS
 def test_a_stage_finds_what_python_m_gives_it(tmp_path: Path, forked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning starts further ranks by the module and the arguments; paths are meant from here."""
