@@ -74,8 +74,9 @@ def _work(experiment: Experiment, stage: Stage, size: float) -> _Work:
     if stage.command == "prune":
         return _Work(6 * size * row * 24, SHARE_OF_MATMUL_RATE["score"])
     if stage.command == "evaluate":
-        models = 1 + len(stage.settings["candidates"])
-        return _Work(2 * size * 4 * models * row * limits[experiment.evaluate_on], SHARE_OF_MATMUL_RATE["score"])
+        students = len(stage.settings["candidates"])
+        tokens = students * pair + PROMPT_TOKENS + (1 + students) * response  # the teacher reads everybody's at once
+        return _Work(2 * size * tokens * limits[experiment.evaluate_on], SHARE_OF_MATMUL_RATE["score"])
     if stage.command == "fit":
         epochs = stage.settings.get("trainer", {}).get("max_epochs", 1)
         tokens = row if stage.name == "dsft" else pair

@@ -303,6 +303,14 @@ def test_rounds_and_candidates_are_counted_in_the_estimate(monkeypatch: pytest.M
     assert minutes(changed(**BEST)) > 1.5 * one
 
 
+def test_an_evaluation_is_counted_as_it_reads() -> None:
+    """Each of four students a prompt with two answers, the teacher one with all five; half of 48 tokens each."""
+    from lightning_dadpo.cli import estimate
+
+    found = estimate._work(DEMO, stages(DEMO)["evaluation"], 1e8)
+    assert found.flops == 2e8 * 32 * (4 * (55 + 24 + 24) + (55 + 5 * 24))
+
+
 def test_choosing_settings_on_validation_prompts_trains_the_same_students_and_reads_no_held_out_answer() -> None:
     final, tuning = stages(DEMO), stages(changed(evaluate_on="validation"))
     drawn = [name for name in tuning if name.startswith("sample-validation-")]
