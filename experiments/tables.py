@@ -79,7 +79,7 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"{prompts} held-out prompts, one seed; in brackets 95 % bootstrap intervals over prompts. "
         f"`{results['command']}` on {results['hardware']}, {results['precision']}: {results['minutes']} minutes "
-        f"in all, with "
+        f"in its stages, with "
         + ", ".join(f"{package} {made[package]}" for package in ("torch", "transformers", "lightning"))
         + ".",
     ]
