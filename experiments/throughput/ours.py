@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -50,10 +51,23 @@ def collated(rows: Sequence[PairRow], part: MicroBatch) -> PairBatch:
 
 
 def separate_trees(rows: Sequence[PairRow]) -> PackedBatch:
-    """The same sequences packed without sharing prompts, a tree each: a rung of the ladder."""
+    """The same sequences packed without sharing anything, a tree each: a rung of the ladder."""
     prompts = [row.prompt_token_ids for row in rows] * 2
     responses = [row.chosen_token_ids for row in rows] + [row.rejected_token_ids for row in rows]
-    return pack(prompts, [[response] for response in responses])
+    alone = [pack([prompt], [[response]]) for prompt, response in zip(prompts, responses, strict=True)]
+    starts = accumulate((one.num_tokens for one in alone), initial=0)
+    firsts = list(accumulate((len(one.targets) for one in alone), initial=0))
+    return PackedBatch(
+        token_ids=torch.cat([one.token_ids for one in alone]),
+        position_ids=torch.cat([one.position_ids for one in alone]),
+        stems=tuple(stem for one in alone for stem in one.stems),
+        shapes=tuple(shape for one in alone for shape in one.shapes),
+        predicted_by=torch.cat([one.predicted_by + start for one, start in zip(alone, starts, strict=False)]),
+        targets=torch.cat([one.targets for one in alone]),
+        terms=torch.cat([one.terms + first for one, first in zip(alone, firsts, strict=False)]),
+        owners=torch.cat([torch.full_like(one.owners, number) for number, one in enumerate(alone)]),
+        num_response_tokens=torch.cat([one.num_response_tokens for one in alone]),
+    )
 
 
 def table_of(rows: Iterable[PairRow], scores: Sequence[float], name: str) -> ScoreTable:

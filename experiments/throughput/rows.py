@@ -22,7 +22,6 @@ from experiments.throughput.rivals import Online, Trl
 from experiments.throughput.sampled import compare_samplers
 from experiments.throughput.setting import MICRO_BATCHES, Setting
 from experiments.throughput.workload import LONG, SHORT, Pair, pair_rows
-from lightning_dadpo.data.batching import pair_tokens
 from lightning_dadpo.models.numerics import inference_precision
 
 __all__ = ["PARTS", "TARGETS", "Results", "targets_of"]
@@ -257,7 +256,7 @@ def padding(setting: Setting, results: Results, wanted: set[str]) -> None:
         rows = pair_rows(setting.sets[name])
         trees = [batch.sequences for batch in epoch_batches(rows, setting.sizes.step[name], setting.budget)]
         computed = sum(len(batch.token_ids) for batch in trees)
-        real = sum(pair_tokens(row) for row in rows)
+        real = sum(batch.num_tokens for batch in trees)
         slots = sum(batch.num_slots for batch in trees)
         by_set[name] = Ratio(real / computed, real / computed, real / computed)
         more[name] = {"attention_slots": real / slots}

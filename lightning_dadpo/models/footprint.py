@@ -152,10 +152,11 @@ def _attach(model: nn.Module, adapter: AdapterSpec, path: str) -> None:
 def _micro_batch(lengths: tuple[int, int, int], budget: int, device: torch.device) -> PackedBatch:
     """As many pairs of these lengths as the budget allows, one at least."""
     prompt, chosen, rejected = lengths
-    # two different first tokens, so that the responses share nothing but the prompt
+    # different first tokens, so that responses share nothing but the prompt, and prompts nothing at all
     responses = [[2] + [1] * (chosen - 1), [3] + [1] * (rejected - 1)]
     pairs = max(1, budget // (prompt + chosen + rejected - 2))
-    return pack([[1] * prompt] * pairs, [responses] * pairs).to(device)
+    prompts = [[4 + number] + [1] * (prompt - 1) for number in range(pairs)]
+    return pack(prompts, [responses] * pairs).to(device)
 
 
 def _unique(module: nn.Module) -> int:

@@ -17,10 +17,12 @@ from experiments.throughput.flops import STUDENT, TEACHER, Cost, Shape, floor_fl
 from experiments.throughput.gate import GateError
 from experiments.throughput.ladder import predictions
 from experiments.throughput.measure import Ratio, best_of, composed, geometric_mean, interleaved, ratio_of
+from experiments.throughput.ours import separate_trees, step_batches
 from experiments.throughput.run import parts_for, wanted_rows
 from experiments.throughput.sampled import response_tokens
 from experiments.throughput.scaling import stretched
-from experiments.throughput.workload import LONG, SHORT, Pair, behind_long_prompts, evenly, read_workload
+from experiments.throughput.workload import LONG, SHORT, Pair, behind_long_prompts, evenly, pair_rows, read_workload
+from tests.trees import history, sequences_of
 
 ROOT = Path(__file__).parents[2]
 TWO_BY_THREE = Shape(hidden=4, intermediate=6, layers=3, heads=2, key_value_heads=1, vocabulary=10)
@@ -59,6 +61,17 @@ def test_predictions_fall_from_rung_to_rung() -> None:
     wide = padded_tokens(PAIRS, 2)
     online = predictions(TWO_BY_THREE, TWO_BY_THREE, PAIRS, 2)["online"]
     assert online == (6 + 2 + 2) * wide * (TWO_BY_THREE.trunk + 40)
+
+
+def test_separate_trees_share_nothing_and_hold_the_same_sequences() -> None:
+    rows = pair_rows([Pair([1, 2, 3], [4, 5], [6]), Pair([1, 2, 7], [2], [3, 4, 5])])
+    separate, shared = separate_trees(rows), step_batches(rows, 10**9)[0].sequences
+    assert separate.num_tokens == len(separate.token_ids) == (3 + 1) + (3 + 0) + (3 + 0) + (3 + 2)
+    assert shared.num_tokens == 2 + (1 + 1) + (1 + 2)
+    assert sequences_of(separate) == sequences_of(shared)
+    for batch in (separate, shared):
+        for index, position in enumerate(batch.position_ids.tolist()):
+            assert position == len(history(batch, index)) - 1
 
 
 def test_ratios_are_medians_of_blocks_with_their_range() -> None:
