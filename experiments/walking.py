@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ import yaml
 from lightning_dadpo.cli.recipe import merge
 
 __all__ = [
-    "ROOT", "SEEDS", "Settings", "at", "begin", "chosen_rates", "dadpo", "for_seed", "judging", "named",
-    "pass_on_requests_to_stop", "walk",
+    "ROOT", "SEEDS", "Settings", "at", "chosen_rates", "dadpo", "for_seed", "judging", "named",
+    "pass_on_requests_to_stop", "walk", "walk_side_by_side",
 ]  # fmt: skip
 
 ROOT = Path("runs/restore_pruned")
@@ -71,13 +71,17 @@ def pass_on_requests_to_stop() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def begin(walks: Mapping[str, Settings]) -> None:
-    """What the methods of each walk share, as many walks at a time as cores; each has a folder of its own.
+def walk_side_by_side(walks: Mapping[str, Settings]) -> None:
+    """Whole walks that share nothing, as many at a time as cores.
 
     Args:
-        walks: by the names that `walk` takes.
+        walks: by the names that `walk` takes; each has a folder of its own.
     """
-    _side_by_side([_first(settings, name) for name, settings in walks.items()])
+    files = {name: _written(settings, name, list(settings["objectives"])) for name, settings in walks.items()}
+    _side_by_side([("run", str(file)) for file in files.values()])
+    for name, settings in walks.items():
+        _forget_checkpoints(Path(settings["folder"]))
+        _kept(Path(settings["folder"]), ROOT / "summaries" / f"{name}.json")
 
 
 def walk(settings: Settings, name: str) -> Path:
@@ -92,31 +96,29 @@ def walk(settings: Settings, name: str) -> Path:
         settings: the experiment.
         name: of its files in `ROOT`/settings, and of the summary.
     """
-    methods = list(settings["objectives"])
+    methods, until = list(settings["objectives"]), _comparing(settings)
     lanes = min(_cores(), len(methods))
-    shares = [list(dict.fromkeys([methods[0], *methods[lane::lanes]])) for lane in range(lanes)]
-    _side_by_side([_first(settings, name)])
-    _side_by_side([(_written(settings, f"{name}-part{lane}", share), settings) for lane, share in enumerate(shares, 1)])
+    shares = [methods[:1], *(list(dict.fromkeys([methods[0], *methods[lane::lanes]])) for lane in range(lanes))]
+    files = [_written(settings, f"{name}-part{number}", share) for number, share in enumerate(shares)]
+    parts = [("run", str(file), "--until", until) for file in files]
+    _side_by_side(parts[:1])
+    _side_by_side(parts[1:])
     dadpo("run", str(_written(settings, name, methods)))
     _forget_checkpoints(Path(settings["folder"]))
     return _kept(Path(settings["folder"]), ROOT / "summaries" / f"{name}.json")
 
 
-def _first(settings: Settings, name: str) -> tuple[Path, Settings]:
-    return _written(settings, f"{name}-part0", list(settings["objectives"])[:1]), settings
-
-
-def _side_by_side(files: list[tuple[Path, Settings]]) -> None:
-    """Experiments up to where their methods are compared."""
+def _side_by_side(commands: Sequence[tuple[str, ...]]) -> None:
     with ThreadPoolExecutor(_cores()) as pool:
-        lanes = [pool.submit(dadpo, "run", str(file), "--until", _comparing(settings)) for file, settings in files]
-        for lane in lanes:
-            lane.result()
+        for done in [pool.submit(dadpo, *command) for command in commands]:
+            done.result()
 
 
 def _cores() -> int:
-    """How many trainings may run at a time."""
-    return 1 if _has_gpu() else os.cpu_count() or 1
+    """How many trainings may run at a time: cores that this process may use, or one GPU."""
+    return (
+        1 if _has_gpu() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
 def _forget_checkpoints(folder: Path) -> None:

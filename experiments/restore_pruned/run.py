@@ -22,13 +22,13 @@ from experiments.walking import (
     ROOT,
     SEEDS,
     at,
-    begin,
     chosen_rates,
     dadpo,
     for_seed,
     named,
     pass_on_requests_to_stop,
     walk,
+    walk_side_by_side,
 )
 
 RATES = (5e-6, 2e-5, 8e-5)
@@ -95,9 +95,7 @@ def main() -> None:
             named(method, rates[method]): at(recipe, rates[method]) for method, recipe in settings["objectives"].items()
         }
         walks[f"seed{seed}"] = settings
-    begin(walks)
-    for name, settings in walks.items():
-        walk(settings, name)
+    walk_side_by_side(walks)
 
 
 if __name__ == "__main__":

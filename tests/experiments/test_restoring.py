@@ -87,16 +87,21 @@ def test_every_part_of_a_walk_trains_under_the_folders_of_the_whole(walked: Any,
         assert part[method].folder == whole[method]
 
 
-def test_seeds_begin_side_by_side_each_with_its_first_method_alone(
-    walked: list[tuple[str, ...]], tmp_path: Path
-) -> None:
-    walking.begin({f"seed{seed}": walking.for_seed(seed) for seed in (20, 30)})
-    files = [str(tmp_path / "settings" / f"seed{seed}-part0.yaml") for seed in (20, 30)]
-    assert sorted(walked) == [("run", file, "--until", "evaluation") for file in files]
-    for file, seed in zip(files, (20, 30), strict=True):
+def test_seeds_walk_side_by_side_each_as_a_whole(walked: list[tuple[str, ...]], tmp_path: Path) -> None:
+    walks = {f"seed{seed}": walking.for_seed(seed) for seed in (20, 30)}
+    for name in walks:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "experiment.json").write_text(json.dumps({"stages": []}))
+        (tmp_path / name / "summary.json").write_text(json.dumps([{"model": name}]))
+    walking.walk_side_by_side(walks)
+    files = [str(tmp_path / "settings" / f"{name}.yaml") for name in walks]
+    assert sorted(walked) == [("run", file) for file in files]
+    for file, (name, settings) in zip(files, walks.items(), strict=True):
         said = yaml.safe_load(Path(file).read_text("utf-8"))
-        assert list(said["objectives"]) == list(walking.for_seed(seed)["objectives"])[:1]
-        assert said["folder"] == str(tmp_path / f"seed{seed}")
+        assert list(said["objectives"]) == list(settings["objectives"])
+        assert said["folder"] == str(tmp_path / name)
+        kept = json.loads((tmp_path / "summaries" / f"{name}.json").read_text("utf-8"))
+        assert kept["rows"] == [{"model": name}]
 
 
 def test_who_stops_a_walk_stops_its_trainings_and_nothing_begins_after_that(
