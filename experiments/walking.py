@@ -116,9 +116,9 @@ def _side_by_side(commands: Sequence[tuple[str, ...]]) -> None:
 
 def _cores() -> int:
     """How many trainings may run at a time: cores that this process may use, or one GPU."""
-    return (
-        1 if _has_gpu() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    if _has_gpu():
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _forget_checkpoints(folder: Path) -> None:

@@ -219,7 +219,7 @@ def test_more_data_goes_on_from_the_first_seed(walked: Any, tmp_path: Path) -> N
 def test_a_walk_shares_first_then_trains_side_by_side_then_evaluates(
     walked: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walking.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(walking, "_cores", lambda: 2)
     settings = walking.for_seed(10) | {"folder": str(tmp_path / "seed")}
     (tmp_path / "seed").mkdir()
     stages = [{"name": "evaluation", "command": "evaluate", "folder": "there"}]
