@@ -26,7 +26,7 @@ from lightning_dadpo.models.log_probs import predictor
 from lightning_dadpo.models.spec import Precision
 
 __all__ = [
-    "Answers",
+    "BothAnswers",
     "DistanceSums",
     "Sample",
     "distance_sums",
@@ -52,7 +52,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Answers:
+class BothAnswers:
     """What both models sampled for one prompt, at least one token each.
 
     Attributes:
@@ -122,7 +122,7 @@ def read(
 
 
 def read_both(
-    model: Any, answers: Sequence[Answers], precision: Precision, max_positions: int = MAX_POSITIONS
+    model: Any, answers: Sequence[BothAnswers], precision: Precision, max_positions: int = MAX_POSITIONS
 ) -> list[Predictor]:
     """What a model makes of the teacher's responses and of the student's, see `read`."""
     prompts = [one.prompt_token_ids for one in answers]
@@ -133,7 +133,7 @@ def read_both(
 def distance_sums(
     teacher: Sequence[Predictor],
     student: Sequence[Predictor],
-    answers: Sequence[Answers],
+    answers: Sequence[BothAnswers],
     precision: Precision,
     max_positions: int = MAX_POSITIONS,
 ) -> DistanceSums:

@@ -20,7 +20,7 @@ from lightning_dadpo.data.artifacts import draft, finished, write_atomically
 from lightning_dadpo.data.rows import STRICT, ResponseRow, RowWriter, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.bootstrap import Interval, mean_interval, ratio_interval
-from lightning_dadpo.evaluation.distances import Answers, distance_sums, read_both
+from lightning_dadpo.evaluation.distances import BothAnswers, distance_sums, read_both
 from lightning_dadpo.evaluation.left_out import leave_out, training_digests
 from lightning_dadpo.evaluation.subjects import (
     Candidate,
@@ -250,9 +250,9 @@ def _write_token_maps(path: Path, maps: TokenMaps) -> None:
         writer.write(*maps.rows())
 
 
-def _answers(teacher: ResponseRow, student: ResponseRow) -> Answers:
+def _answers(teacher: ResponseRow, student: ResponseRow) -> BothAnswers:
     """Both rows say the prompt's ids, and the same ones (`check_same_prompts`)."""
-    return Answers(teacher.prompt_token_ids, teacher.token_ids, student.token_ids)
+    return BothAnswers(teacher.prompt_token_ids, teacher.token_ids, student.token_ids)
 
 
 def _summarise(

@@ -13,7 +13,7 @@ from lightning_dadpo.data.artifacts import read_manifest, write_atomically
 from lightning_dadpo.data.rows import Message, ResponseRow, content_digest, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.asking import both_orders
-from lightning_dadpo.evaluation.distances import Answers, distance_sums, read_both
+from lightning_dadpo.evaluation.distances import BothAnswers, distance_sums, read_both
 from lightning_dadpo.evaluation.judges import Judge
 from lightning_dadpo.evaluation.preference_rate import Verdict
 from lightning_dadpo.evaluation.subjects import Subject, check_vocabulary, read_subject
@@ -208,7 +208,7 @@ class WatchDistances(L.Callback):
         with autocast(precision, module.device):
             drawn = sampler.sample(prompt_ids, [row.prompt_id for row in self._rows])
         both = [
-            Answers(row.prompt_token_ids, row.token_ids, one.token_ids)
+            BothAnswers(row.prompt_token_ids, row.token_ids, one.token_ids)
             for row, one in zip(self._rows, drawn, strict=True)
         ]
         teachers, students = (read_both(model, both, precision) for model in (teacher, student))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +32,9 @@ class FakeJudge(Judge):
         self._asked = len(comparisons)
         return [self.preference(one) for one in comparisons]
 
+    @abstractmethod
     def preference(self, comparison: Comparison) -> Preference:
-        raise NotImplementedError
+        """Of one comparison."""
 
     def counts(self) -> dict[str, int]:
         return {"asked": self._asked, "unreadable": 0}

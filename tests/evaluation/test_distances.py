@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from lightning_dadpo.evaluation import distances
-from lightning_dadpo.evaluation.distances import MAX_POSITIONS, Answers, DistanceSums, distance_sums, read, read_both
+from lightning_dadpo.evaluation.distances import (
+    MAX_POSITIONS,
+    BothAnswers,
+    DistanceSums,
+    distance_sums,
+    read,
+    read_both,
+)
 from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
@@ -17,11 +24,13 @@ from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
 # very different lengths, so that most rows of a batch are padded; ids 0 (the padding id) and 2 stand inside; the two
 # responses share nothing, a beginning, everything but the end, or everything
 ANSWERS = [
-    Answers([1, 40, 41], [50, END_OF_TURN], [51, 52, 53]),
-    Answers([1, 60, 61, 62, 63, 64, 65, 66], [70, 0, 0, 71, 72, 73, 74, 75, 76, 77, 0], [70, 0, 0, 78, END_OF_TURN]),
-    Answers([1, 80], [0], [0]),
-    Answers([1, 90, 91, 92], [100, 101, 102, END_OF_TURN, 103, 104], [100, 101, 102, END_OF_TURN]),
-    Answers([1, 30], [31, 32, 33], [31, 32, 34]),
+    BothAnswers([1, 40, 41], [50, END_OF_TURN], [51, 52, 53]),
+    BothAnswers(
+        [1, 60, 61, 62, 63, 64, 65, 66], [70, 0, 0, 71, 72, 73, 74, 75, 76, 77, 0], [70, 0, 0, 78, END_OF_TURN]
+    ),
+    BothAnswers([1, 80], [0], [0]),
+    BothAnswers([1, 90, 91, 92], [100, 101, 102, END_OF_TURN, 103, 104], [100, 101, 102, END_OF_TURN]),
+    BothAnswers([1, 30], [31, 32, 33], [31, 32, 34]),
 ]
 
 
@@ -54,7 +63,7 @@ def oracle(p: Any, q: Any, prompt: list[int], response: list[int]) -> tuple[floa
 
 
 def sums_of(
-    teacher: Any, student: Any, answers: list[Answers], precision: Precision, max_positions: int = MAX_POSITIONS
+    teacher: Any, student: Any, answers: list[BothAnswers], precision: Precision, max_positions: int = MAX_POSITIONS
 ) -> DistanceSums:
     """As the stage and the callback: both models read, and what they made of it is compared."""
     teachers = read_both(teacher, answers, precision, max_positions)
@@ -120,9 +129,9 @@ def test_A5_A7_exactly_the_response_positions_count(models: tuple[Any, Any]) -> 
     """The first response token counts, prompt tokens do not, and the end of turn counts when it is there."""
     prompt, whole = ANSWERS[3].prompt_token_ids, ANSWERS[3].by_student
     cut = whole[:3]
-    parts = sums_of(*models, [Answers(prompt, ids, ids) for ids in (cut[:1], cut, whole)], "32-true")
+    parts = sums_of(*models, [BothAnswers(prompt, ids, ids) for ids in (cut[:1], cut, whole)], "32-true")
     assert parts.teacher_tokens.tolist() == parts.student_tokens.tolist() == [1, 3, 4]
-    only_end = sums_of(*models, [Answers(prompt + cut, whole[3:], whole[3:])], "32-true")
+    only_end = sums_of(*models, [BothAnswers(prompt + cut, whole[3:], whole[3:])], "32-true")
     for name in ("forward_kl", "reverse_kl"):
         kl, of_end = getattr(parts, name), getattr(only_end, name)
         assert (kl[2] - kl[1]).item() == pytest.approx(of_end.item(), rel=1e-4)

@@ -16,7 +16,7 @@ from lightning_dadpo.data.rows import ResponseRow, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation import distances, token_maps
 from lightning_dadpo.evaluation import evaluate as stage
-from lightning_dadpo.evaluation.distances import Answers, Sample, token_log_probs_of
+from lightning_dadpo.evaluation.distances import BothAnswers, Sample, token_log_probs_of
 from lightning_dadpo.models.loading import load_frozen, load_model, load_tokenizer
 from lightning_dadpo.models.log_probs import model_log_probs
 from lightning_dadpo.models.spec import ModelSpec
@@ -57,7 +57,7 @@ def test_A5_each_token_has_its_own_number(models: tuple[Any, Any], max_positions
 
 def test_they_sum_to_what_training_and_scoring_call_the_log_prob(models: tuple[Any, Any]) -> None:
     p, q = models
-    both = [Answers(one.prompt_token_ids, one.by_student, one.by_teacher) for one in ANSWERS]
+    both = [BothAnswers(one.prompt_token_ids, one.by_student, one.by_teacher) for one in ANSWERS]
     batch = pack([sample.prompt_token_ids for sample in SAMPLES], [[sample.token_ids] for sample in SAMPLES])
     with torch.no_grad():
         totals = model_log_probs(q, batch).total
