@@ -1,14 +1,15 @@
-"""Reads what an offline run of wandb keeps: a log of protocol buffers in blocks, as LevelDB writes them."""
+"""Reads what an offline run of wandb keeps, a log of protocol buffers in LevelDB's blocks; and kills what keeps it."""
 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Kept", "artifacts_of"]
+__all__ = ["Kept", "artifacts_of", "history_of", "kill_service"]
 
 BLOCK = 32768
 FILE_HEADER = 7
@@ -43,6 +44,22 @@ def artifacts_of(path: Path) -> list[Kept]:
         )
         for one in found
     ]
+
+
+def history_of(path: Path, name: str) -> list[float]:
+    """The values that one run logged under a name."""
+    items = [item for record in _records(path) for item in record.history.item]
+    return [float(item.value_json) for item in items if name in (item.key, *item.nested_key)]
+
+
+def kill_service() -> None:
+    """Kill, as the kernel does when memory runs out, the process that wandb has beside this one."""
+    import wandb
+
+    service = wandb.setup()._connection._proc._process  # what it started; there is no public way to it
+    service.kill()
+    service.wait()
+    time.sleep(0.2)  # until the lost connection has been noticed
 
 
 def _records(path: Path) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from lightning_dadpo.errors import ConfigError
 
-__all__ = ["Mode", "wandb_mode", "start_run", "project"]
+__all__ = ["Mode", "wandb_mode", "start_run", "end_service", "project"]
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -62,7 +62,8 @@ def start_run(
     """A wandb run in this process; one that exists under `run_id` is continued.
 
     Tracking never stops the work it tracks: where wandb refuses, the run falls back from online to offline and from
-    there to a run that keeps nothing, with a printed line each time. No code is saved, no console captured.
+    there to a run that keeps nothing, with a printed line each time. A service of wandb that has died is replaced. No
+    code is saved, no console captured.
 
     Args:
         mode: what `wandb_mode` said.
@@ -86,23 +87,35 @@ def start_run(
     wandb.setup(settings=wandb.Settings(silent=True))
     modes: tuple[Mode, ...] = get_args(Mode)
     for attempt in modes[modes.index(mode) :]:
-        try:
-            return wandb.init(
-                mode=attempt,
-                project=project(),
-                group=experiment,
-                name=name,
-                job_type=job_type,
-                id=run_id,
-                resume="allow",
-                dir=str(save_dir),
-                config=config,
-                settings=_settings(),
-            )
-        except wandb.Error as error:
-            print(f"wandb: {name}: no {attempt} run ({_first_line(error)})", flush=True)
-            wandb.teardown()  # the service holds on to the id of a run that failed to start
+        for last in (False, True):
+            try:
+                return wandb.init(
+                    mode=attempt,
+                    project=project(),
+                    group=experiment,
+                    name=name,
+                    job_type=job_type,
+                    id=run_id,
+                    resume="allow",
+                    dir=str(save_dir),
+                    config=config,
+                    settings=_settings(),
+                )
+            except Exception as error:
+                end_service()  # it holds on to the id of a run that failed to start
+                died = not isinstance(error, wandb.Error)  # wandb's own process, left by an earlier run
+                if last or not died:
+                    print(f"wandb: {name}: no {attempt} run ({_first_line(error)})", flush=True)
+                    break
     raise AssertionError("a disabled run always starts")
+
+
+def end_service() -> None:
+    """End the process that wandb keeps beside this one, also when it is dead already: the next run starts another."""
+    import wandb
+
+    with suppress(OSError):  # dead: there is nobody to say goodbye to
+        wandb.teardown()
 
 
 def _settings() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_dadpo.tracking.connection import project, start_run, wandb_mode
+from lightning_dadpo.tracking.connection import end_service, project, start_run, wandb_mode
 from lightning_dadpo.tracking.lineage import record_inputs, record_output, trained
 
 __all__ = ["ExperimentLogger"]
@@ -19,7 +20,8 @@ class ExperimentLogger(WandbLogger):
     """Logs a training to wandb as one run of an experiment; the mode is chosen by `wandb_mode`.
 
     wandb is imported and the run started when the first value is logged, on rank 0 alone. Checkpoints and code are
-    never uploaded.
+    never uploaded. When the process that wandb keeps beside the training dies, the training goes on, and so does its
+    run, in another one.
 
     Args:
         experiment: the group of the run; every stage of an experiment shares it.
@@ -62,6 +64,22 @@ class ExperimentLogger(WandbLogger):
         """The run's config; the artefacts that it names, such as pairs, scores and models, are the run's inputs."""
         super().log_hyperparams(params)
         record_inputs(self.experiment, params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Values of one step.
+
+        Args:
+            metrics: by name.
+            step: optimizer steps so far.
+        """
+        try:
+            super().log_metrics(metrics, step)
+        except OSError as error:
+            print(f"wandb: {self.stage}: its service died ({error}); the run goes on in a new one", flush=True)
+            end_service()
+            self._experiment = None
+            super().log_metrics(metrics, step)
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """A checkpoint is what a training makes; it stays where it is."""

@@ -53,15 +53,15 @@ def test_E2_a_judge_that_looks_at_the_position_alone_never_agrees_with_itself() 
 
 
 def test_a_judge_that_leaves_one_out_or_says_something_else_is_refused() -> None:
-    class Short(FakeJudge):
+    class Short(FirstJudge):
         def prefer(self, comparisons: Sequence[Comparison]) -> list[Preference]:
             return ["first"] * (len(comparisons) - 1)
 
-    class Odd(FakeJudge):
+    class Odd(FirstJudge):
         def prefer(self, comparisons: Sequence[Comparison]) -> list[Preference]:
             return ["first", "neither", *["first"] * (len(comparisons) - 2)]  # type: ignore[list-item]
 
-    with pytest.raises(DataError, match="judge fake: 3 preferences for 4 comparisons"):
+    with pytest.raises(DataError, match="judge first: 3 preferences for 4 comparisons"):
         ask(Short(), comparisons(2))
     with pytest.raises(DataError, match="comparison p0/ba: said 'neither', expected first, second or tie"):
         ask(Odd(), comparisons(2))

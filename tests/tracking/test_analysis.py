@@ -12,6 +12,7 @@ from lightning_dadpo.data.analysis import Analysis, TokenMapRow
 from lightning_dadpo.data.rows import read_rows
 from lightning_dadpo.tracking import analysis as tracking
 from lightning_dadpo.tracking.analysis import DISPUTED, TOKENS, disputed_pairs, record_analysis, summary, token_map
+from lightning_dadpo.tracking.connection import end_service
 from tests.reports import example
 
 BAD = "<script>alert(1)</script>"
@@ -21,9 +22,8 @@ BAD = "<script>alert(1)</script>"
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
     yield
-    wandb = sys.modules.get("wandb")
-    if wandb is not None:
-        wandb.teardown()
+    if "wandb" in sys.modules:
+        end_service()
 
 
 def sources(tmp_path: Path) -> tuple[Path, Path]:

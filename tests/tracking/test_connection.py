@@ -10,7 +10,8 @@ import pytest
 
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.tracking import connection
-from lightning_dadpo.tracking.connection import project, start_run, wandb_mode
+from lightning_dadpo.tracking.connection import end_service, project, start_run, wandb_mode
+from tests.wandb_records import kill_service
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +121,17 @@ def test_a_server_that_never_answers_leaves_an_offline_run(
     assert said.out.startswith("wandb: n: no online run (")
     assert said.out.count("\n") == 1
     assert "0123456789" not in said.out + said.err
+
+
+def test_a_service_that_died_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run_id in ("before", "after"):
+        run = start_run("offline", experiment="e", name="n", job_type="j", run_id=run_id, save_dir=tmp_path)
+        if run_id == "before":
+            kill_service()
+    run.finish()
+    end_service()
+    assert (run.settings.mode, run.id, capsys.readouterr().out) == ("offline", "after", "")
+    assert list((tmp_path / "wandb").glob("offline-run-*-after*/run-after.wandb"))
 
 
 def test_the_project_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

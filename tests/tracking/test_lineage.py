@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_dadpo.data.artifacts import draft, file_digest, read_manifest
+from lightning_dadpo.tracking.connection import end_service
 from lightning_dadpo.tracking.lineage import Node, made, record_inputs, record_output, trained, used
 from lightning_dadpo.tracking.runs import record_stage
 from tests.wandb_records import Kept, artifacts_of
@@ -20,9 +21,8 @@ MODEL = {"path": "Qwen/Qwen2.5-7B-Instruct", "gguf_file": None, "revision": "v1"
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
     yield
-    wandb = sys.modules.get("wandb")
-    if wandb is not None:
-        wandb.teardown()
+    if "wandb" in sys.modules:
+        end_service()
 
 
 def artefact(folder: Path, kind: str, **results: Any) -> Path:

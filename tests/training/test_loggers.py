@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 from lightning_dadpo.data.artifacts import draft
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.tracking import connection
+from lightning_dadpo.tracking.connection import end_service
 from lightning_dadpo.training import loggers
 from lightning_dadpo.training.loggers import ExperimentLogger
 from tests.commands import python_code
-from tests.wandb_records import artifacts_of
+from tests.wandb_records import artifacts_of, history_of, kill_service
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -34,9 +35,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     yield
-    wandb = sys.modules.get("wandb")
-    if wandb is not None:
-        wandb.teardown()
+    if "wandb" in sys.modules:
+        end_service()
 
 
 class Line(L.LightningModule):
@@ -153,6 +153,21 @@ def test_a_training_names_what_it_uses_and_what_it_saved(tmp_path: Path) -> None
     logger.experiment.finish()
     sys.modules["wandb"].teardown()  # its service may still be writing
     assert kept(folder / "run-dadpo-1f.wandb") == [(True, "pairs", "pairs-1"), (False, "fit", "dadpo-1f")]
+
+
+def test_a_training_goes_on_when_the_service_of_wandb_dies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = ExperimentLogger("trial", "dadpo", "dadpo-1f", str(tmp_path))
+    logger.log_metrics({"train/loss": 0.5}, 1)
+    folders = [Path(logger.experiment.settings.sync_dir)]
+    kill_service()
+    logger.log_metrics({"train/loss": 0.25}, 2)
+    folders.append(Path(logger.experiment.settings.sync_dir))
+    logger.experiment.finish()
+    sys.modules["wandb"].teardown()
+    assert len(set(folders)) == 2
+    assert all("-dadpo-1f" in folder.name for folder in folders)
+    assert capsys.readouterr().out.count("wandb: dadpo: its service died (") == 1
+    assert history_of(folders[1] / "run-dadpo-1f.wandb", "train/loss") == [0.25]
 
 
 def test_a_resumed_training_continues_its_run(tmp_path: Path) -> None:
