@@ -7,7 +7,6 @@ not the same scale.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from lightning_dadpo.evaluation.benchmarks.grading import LOWEST, grading_messag
 from lightning_dadpo.evaluation.benchmarks.mt_bench_file import Question, first_turn, read_questions, second_turn
 from lightning_dadpo.evaluation.benchmarks.mt_bench_sampling import SPLIT
 from lightning_dadpo.evaluation.benchmarks.responses import check_one_sampler
+from lightning_dadpo.evaluation.budget import Budget, estimated_tokens, most_drawn_tokens
 from lightning_dadpo.evaluation.left_out import leave_out, training_digests
 from lightning_dadpo.models.chat_completions import ChatAnswer, ChatServer
 from lightning_dadpo.models.openai_server import GOES_ON
@@ -62,6 +62,10 @@ def mt_bench(
     request: dict[str, Any] | None = None,
     resamples: int = 2000,
     trained_on: list[str] | None = None,
+    input_price: float | None = None,
+    output_price: float | None = None,
+    max_calls: int | None = None,
+    max_cost: float | None = None,
 ) -> Path:
     """Grade what `dadpo mt-bench-sample` made; a killed run goes on behind the last grade.
 
@@ -84,6 +88,11 @@ def mt_bench(
         resamples: bootstrap draws over questions.
         trained_on: what the models were trained on, prompt files (.jsonl) or artefacts of kind "responses" or "pairs";
             questions whose first turn stands there too, exactly or nearly (`data.overlap`), are left out and counted.
+        input_price: of a million tokens that the grader reads, in any currency.
+        output_price: of a million tokens that it writes.
+        max_calls: calls that this command may make; more are refused before the first one.
+        max_cost: what this command may cost; more is refused before the first call, and where the server counts more
+            tokens than were estimated, in between.
 
     Raises:
         ConfigError: a setting is not usable, or the server refuses.
@@ -95,21 +104,21 @@ def mt_bench(
         raise ConfigError(f"resamples {resamples}: expected at least 1")
     if own := [name for name in OWN if name in (request or {})]:
         raise ConfigError(f"request.{own[0]}: is the stage's own; leave it out")
+    asking = _Asking(grader, request or REQUEST, Budget("", input_price, output_price, max_calls, max_cost))
     asked = read_questions(questions)
     dialogues, digests = _read(candidates, asked)
     made_from = {
         "questions": file_digest(Path(questions).expanduser()),
         "responses": digests,
-        "grader": {"model": grader.model, "prompt": prompt_digest(), "request": request or REQUEST},
+        "grader": {"model": grader.model, "prompt": prompt_digest(), "request": asking.request},
         "resamples": resamples,
     } | ({"trained_on": training_digests(trained_on)} if trained_on else {})
     if finished(out, "mt-bench", made_from):
         return Path(out)
     left_out = leave_out({one.prompt_id(1): first_turn(one).messages for one in asked}, trained_on or [], SPLIT)
     dialogues = [one for one in dialogues if one.question.prompt_id(1) not in left_out]
-    server = ChatServer(grader)
     with draft(out, "mt-bench", made_from) as work:
-        rows = _grade(work.path / "rows.jsonl", dialogues, server, request or REQUEST)
+        rows = _grade(work.path / "rows.jsonl", dialogues, asking)
         summary = {"grader": made_from["grader"], **summarise(rows, resamples)}
         write_atomically(work.path / "mt_bench.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
         work.counts = {"models": len(candidates), "grades": len(rows), "unread": sum(r.grade is None for r in rows)}
@@ -155,7 +164,32 @@ Unit = tuple[_Dialogue, int]
 """An answer to grade: the dialogue and the turn, 1 or 2."""
 
 
-def _grade(path: Path, dialogues: list[_Dialogue], server: ChatServer, request: Mapping[str, Any]) -> list[GradeRow]:
+class _Asking:
+    """The grader, what it is sent, and what it may cost."""
+
+    def __init__(self, grader: ChatServerSpec, request: dict[str, Any], budget: Budget) -> None:
+        self.server, self.request, self.budget = ChatServer(grader), request, budget
+        self.most_drawn = most_drawn_tokens(request, "")
+
+    def question(self, dialogue: _Dialogue, turn: int) -> Request:
+        return {**self.request, "messages": grading_messages(dialogue.conversation(turn), dialogue.reference(turn))}
+
+    def say_cost(self, asked: list[tuple[Unit, list[Request]]]) -> None:
+        tokens_in = sum(estimated_tokens(body["messages"]) for _, bodies in asked for body in bodies)
+        tokens_out = len(asked) * self.most_drawn
+        self.budget.refuse(len(asked), tokens_in, tokens_out)
+        quote = self.budget.quote(tokens_in, tokens_out)
+        print(f"mt-bench: {len(asked)} answers to grade, one call each to {self.server.place}; {quote}", flush=True)
+
+    def count(self, unit: Unit, reply: ChatAnswer) -> None:
+        """What the server counted, or an estimate where it does not say."""
+        tokens_in = reply.prompt_tokens
+        if tokens_in is None:
+            tokens_in = estimated_tokens(self.question(*unit)["messages"])
+        self.budget.count(tokens_in, self.most_drawn if reply.drawn_tokens is None else reply.drawn_tokens)
+
+
+def _grade(path: Path, dialogues: list[_Dialogue], asking: _Asking) -> list[GradeRow]:
     """Every grade, those that an earlier run has left taken over; in the order of models, questions and turns."""
     units: list[Unit] = [(dialogue, turn) for dialogue in dialogues for turn in (1, 2)]
     with RowWriter(path) as writer:
@@ -169,11 +203,10 @@ def _grade(path: Path, dialogues: list[_Dialogue], server: ChatServer, request: 
         asked, declined = list[tuple[Unit, list[Request]]](), list[str]()
         for dialogue, turn in missing:
             if turn <= len(dialogue.answers) and dialogue.answers[turn - 1].text.strip():
-                messages = grading_messages(dialogue.conversation(turn), dialogue.reference(turn))
-                asked.append(((dialogue, turn), [{**request, "messages": messages}]))
+                asked.append(((dialogue, turn), [asking.question(dialogue, turn)]))
             else:
                 keep(_row(dialogue, turn, LOWEST, "", "rule"))
-        _say_cost(server, asked)
+        asking.say_cost(asked)
         with progress("grading (answers)", len(units), len(units) - len(asked)) as bar:
 
             def tell(unit: Unit, replies: list[ChatAnswer]) -> None:
@@ -183,16 +216,19 @@ def _grade(path: Path, dialogues: list[_Dialogue], server: ChatServer, request: 
                 else:  # no word about the answer: another day, or with more room, it may be graded
                     declined.append(reply.declined)
                 bar.advance(1)
+                asking.count(unit, reply)
 
-            server.ask(asked, tell)
+            asking.server.ask(asked, tell)
     if declined:
         raise DataError(
-            f"{server.place}: declined to grade {len(declined)} of {len(asked)} answers, the first: {declined[0]}; "
-            f"{GOES_ON}"
+            f"{asking.server.place}: declined to grade {len(declined)} of {len(asked)} answers, "
+            f"the first: {declined[0]}; {GOES_ON}"
         )
     rows = [done[_key(dialogue.model, dialogue.question.question_id, turn)] for dialogue, turn in units]
     if all(row.grade is None for row in rows):
-        raise DataError(f"{server.place}: no reply ends with a line 'Grade: N'; the first ends {rows[0].said[-60:]!r}")
+        raise DataError(
+            f"{asking.server.place}: no reply ends with a line 'Grade: N'; the first ends {rows[0].said[-60:]!r}"
+        )
     return rows
 
 
@@ -222,12 +258,3 @@ def _said(line: dict[str, Any], grader: str) -> str:
     grades = f"{line['overall']:.2f} [{line['overall_low']:.2f}, {line['overall_high']:.2f}] of 10"
     questions = f"{line['graded']} of {line['questions']} questions"
     return f"{line['model']}: MT-bench {grades}, {questions}, graded by {grader}{unread}"
-
-
-def _say_cost(server: ChatServer, asked: list[tuple[Unit, list[Request]]]) -> None:
-    letters = sum(len(one["content"]) for _, questions in asked for body in questions for one in body["messages"])
-    print(
-        f"mt-bench: {len(asked)} answers to grade, one call each to {server.place}; {letters:,} characters to read, "
-        f"about {letters // 4:,} tokens",
-        flush=True,
-    )

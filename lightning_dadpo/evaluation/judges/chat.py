@@ -10,8 +10,8 @@ from pydantic.dataclasses import dataclass
 
 from lightning_dadpo.data.rows import STRICT, content_digest
 from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.evaluation.budget import Budget, estimated_tokens, most_drawn_tokens
 from lightning_dadpo.evaluation.judges.base import Comparison, Judge, Preference
-from lightning_dadpo.evaluation.judges.budget import Budget, most_drawn_tokens
 from lightning_dadpo.evaluation.judges.cache import KeptRow, keeping, kept_rows
 from lightning_dadpo.evaluation.judges.chat_prompt import PROMPT_DIGEST, read_verdict, verdict_messages
 from lightning_dadpo.models.chat_completions import ChatAnswer, ChatServer
@@ -23,9 +23,6 @@ __all__ = ["ChatJudge"]
 REQUEST: Mapping[str, Any] = {"temperature": 0, "max_tokens": 8}
 OWN = ("messages", "model", "n", "stream")
 """Entries of a request that are the judge's own."""
-
-BYTES_A_TOKEN = 4
-"""Of English text under common tokenizers: an estimate is all that can be had without the server's own."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -87,8 +84,8 @@ class ChatJudge(Judge):
         self.request = dict(REQUEST if request is None else request)
         if own := [name for name in OWN if name in self.request]:
             raise ConfigError(f"judge.request.{own[0]}: is the judge's own; leave it out")
-        self._most_drawn = most_drawn_tokens(self.request)
-        self._budget = Budget(input_price, output_price, max_calls, max_cost)
+        self._most_drawn = most_drawn_tokens(self.request, "judge.")
+        self._budget = Budget("judge.", input_price, output_price, max_calls, max_cost)
         self._counts: dict[str, int] = {}
 
     def identity(self) -> dict[str, Any]:
@@ -112,10 +109,8 @@ class ChatJudge(Judge):
         missing = [one for key, one in asked.items() if key not in known]
         tokens_in, tokens_out = self._refuse_dear(missing)
         kept = f" ({len(asked) - len(missing)} more are in {self.cache})" if len(missing) < len(asked) else ""
-        price = self._budget.price(tokens_in, tokens_out)
-        paid = "prices not given" if price is None else f"about {price:.4g} at the prices given"
         return (
-            f"{len(missing)} calls{kept}, about {tokens_in} tokens in and at most {tokens_out} out, {paid}; "
+            f"{len(missing)} calls{kept}, {self._budget.quote(tokens_in, tokens_out)}; "
             "replies that cannot be read are asked for again"
         )
 
@@ -183,13 +178,16 @@ class ChatJudge(Judge):
 
     def _count(self, one: Comparison, answer: ChatAnswer, again: bool) -> None:
         """What the server counted, or an estimate where it does not say."""
-        tokens_in = _tokens(verdict_messages(one)) if answer.prompt_tokens is None else answer.prompt_tokens
+        tokens_in = estimated_tokens(verdict_messages(one)) if answer.prompt_tokens is None else answer.prompt_tokens
         drawn = self._most_drawn if answer.drawn_tokens is None else answer.drawn_tokens
         self._budget.count(tokens_in, drawn, again)
 
     def _refuse_dear(self, missing: Sequence[Comparison], again: bool = False) -> tuple[int, int]:
         """Tokens in, estimated, and out, at most; refused beyond the budget."""
-        tokens_in, tokens_out = sum(_tokens(verdict_messages(one)) for one in missing), len(missing) * self._most_drawn
+        tokens_in, tokens_out = (
+            sum(estimated_tokens(verdict_messages(one)) for one in missing),
+            len(missing) * self._most_drawn,
+        )
         self._budget.refuse(len(missing), tokens_in, tokens_out, again)
         return tokens_in, tokens_out
 
@@ -205,7 +203,3 @@ def _different(comparisons: Iterable[Comparison]) -> dict[str, Comparison]:
 
 def _preference(verdict: KeptVerdict | None) -> Preference:
     return "tie" if verdict is None or verdict.verdict == "unreadable" else verdict.verdict
-
-
-def _tokens(messages: Iterable[Mapping[str, str]]) -> int:
-    return sum(-(-len(message["content"].encode()) // BYTES_A_TOKEN) for message in messages)

@@ -171,7 +171,7 @@ def test_a_grader_grades_both_turns(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_what_the_grader_is_shown(tmp_path: Path) -> None:
     questions = _file(tmp_path / "question.jsonl")
     with FakeChatServer(_grader) as endpoint:
-        request = {"seed": 1}
+        request = {"seed": 1, "max_completion_tokens": 900}
         folder = _answers(tmp_path / "good", GOOD)
         mt_bench({"good": folder}, questions, _spec(endpoint.url), str(tmp_path / "out"), request, 10)
         shown = [body["messages"][-1]["content"] for body in endpoint.asked]
@@ -237,6 +237,39 @@ def test_a_killed_run_asks_only_what_it_has_not_asked(tmp_path: Path) -> None:
         assert len(endpoint.asked) == 3
     found = json.loads((tmp_path / "out" / "mt_bench.json").read_text("utf-8"))
     assert found["rows"][0]["overall"] == pytest.approx(53 / 6)
+
+
+def test_the_cost_is_said_first_and_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions, out = _file(tmp_path / "question.jsonl"), tmp_path / "out"
+    folders = {"good": _answers(tmp_path / "good", GOOD)}
+    prices: dict[str, Any] = {"input_price": 1e6, "output_price": 2e6}
+    with FakeChatServer(_grader) as endpoint:
+        spec = _spec(endpoint.url)
+        with pytest.raises(ConfigError, match=r"^max_calls 5: 6 more calls needed, 0 made"):
+            mt_bench(folders, questions, spec, str(out), max_calls=5)
+        with pytest.raises(ConfigError, match=r"^max_cost 6144.0: up to \d+ may be needed for 0 calls made and 6 more"):
+            mt_bench(folders, questions, spec, str(out), **prices, max_cost=6144.0)
+        with pytest.raises(ConfigError, match=r"^max_cost 1.0: needs input_price and output_price"):
+            mt_bench(folders, questions, spec, str(out), max_cost=1.0)
+        assert not endpoint.asked
+        assert not out.exists()
+        mt_bench(folders, questions, spec, str(out), **prices, max_calls=6, max_cost=1e6)
+        read = sum(-(-len(one["content"].encode()) // 4) for body in endpoint.asked for one in body["messages"])
+    counted = f"about {read} tokens in and at most 3072 out, about {read + 6144:.4g} at the prices given"
+    assert counted in capsys.readouterr().out
+
+
+def test_a_server_that_counts_more_than_was_estimated_is_left(tmp_path: Path) -> None:
+    questions, out = _file(tmp_path / "question.jsonl"), tmp_path / "out"
+    folders = {"good": _answers(tmp_path / "good", GOOD)}
+    with FakeChatServer(_grader) as endpoint:
+        endpoint.usage = (300_000, 1)
+        with pytest.raises(ConfigError, match=r"^max_cost 0.5: up to 0.6 may be needed for 2 calls made"):
+            mt_bench(folders, questions, _spec(endpoint.url), str(out), input_price=1.0, output_price=1.0, max_cost=0.5)
+    assert not out.exists()
+    with FakeChatServer(_grader) as endpoint:  # what was paid for is kept
+        mt_bench(folders, questions, _spec(endpoint.url), str(out))
+        assert len(endpoint.asked) == 4
 
 
 def test_a_grader_that_gives_no_grade_is_refused(tmp_path: Path) -> None:
