@@ -70,9 +70,9 @@ def decide(inputs: ReportInputs, answers: Mapping[str, Mapping[str, ResponseRow]
     main = main_student([str(row.get("model")) for row in inputs.summary])
     distances, problems = read_each({"evaluation": inputs.evaluation} if inputs.evaluation else {}, read_own_distances)
     chosen = picks(distances.get("evaluation", {}).get(main or "", {}))
-    five = shown(chosen, answers, main) if main else []
     costs = cost_section(inputs, main)
     preference = preference_section(inputs.verdicts, inputs.judge_validations, main, inputs.responses, inputs.scores)
+    five = shown(chosen, answers, main, preference.verdicts) if main else []
     instructions = instruction_section(inputs.ifeval, main)
     return Decision(
         main=main,

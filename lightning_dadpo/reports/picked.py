@@ -25,6 +25,7 @@ RULE = (
     "the nearest, those at a quarter, at the middle and at three quarters of that order, and the farthest, each with "
     "its distance."
 )
+JUDGED = {"win": "judge for the student", "tie": "judge undecided", "lose": "judge for the teacher"}
 PROMPT_LETTERS, ANSWER_LETTERS = 100, 140
 
 
@@ -39,11 +40,18 @@ class Pick:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picked conversation as page one has room for it; `cut` where something was left out."""
+    """A picked conversation as page one has room for it.
+
+    Attributes:
+        pick: which it is. prompt: the last question. before: what stood in front of it, in a few words.
+        judged: whom a judge that is believed prefers, in a few words; empty where none was asked.
+        teacher, student: their answers.
+    """
 
     pick: Pick
     prompt: str
     before: str
+    judged: str
     teacher: str
     student: str
 
@@ -89,20 +97,37 @@ def picks(distances: Mapping[str, float]) -> list[Pick]:
     return list(found.values())
 
 
-def shown(chosen: Sequence[Pick], answers: Mapping[str, Mapping[str, ResponseRow]], student: str) -> list[Shown]:
-    """The picked prompts whose answers by teacher and student are there."""
+def shown(
+    chosen: Sequence[Pick],
+    answers: Mapping[str, Mapping[str, ResponseRow]],
+    student: str,
+    verdicts: Mapping[str, str],
+) -> list[Shown]:
+    """The picked prompts whose answers by teacher and student are there.
+
+    Args:
+        chosen: the prompts.
+        answers: model -> prompt id -> response.
+        student: whose answers stand beside the teacher's.
+        verdicts: prompt id -> what the comparison with the teacher was for the student: win, tie or lose.
+    """
     return [
-        _shown(pick, answers[TEACHER][pick.prompt_id], answers[student][pick.prompt_id])
+        _shown(pick, answers[TEACHER][pick.prompt_id], answers[student][pick.prompt_id], verdicts.get(pick.prompt_id))
         for pick in chosen
         if all(pick.prompt_id in answers.get(name, {}) for name in (TEACHER, student))
     ]
 
 
-def _shown(pick: Pick, teacher: ResponseRow, student: ResponseRow) -> Shown:
+def _shown(pick: Pick, teacher: ResponseRow, student: ResponseRow, verdict: str | None) -> Shown:
     turns = teacher.messages
     return Shown(
-        pick, short(turns[-1].content, PROMPT_LETTERS), _before(turns[:-1]), _answer(teacher), _answer(student)
-    )  # fmt: skip
+        pick,
+        prompt=short(turns[-1].content, PROMPT_LETTERS),
+        before=_before(turns[:-1]),
+        judged=JUDGED.get(verdict or "", ""),
+        teacher=_answer(teacher),
+        student=_answer(student),
+    )
 
 
 def _before(turns: Sequence[Message]) -> str:

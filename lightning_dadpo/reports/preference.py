@@ -47,6 +47,7 @@ class PreferenceSection:
         claim: what is claimed, or that nothing is and why. rate: the student's numbers in one sentence.
         trust: how often the judge agrees with people.
         bar: the student's shares; None when nothing is claimed.
+        verdicts: prompt id -> win, tie or lose of the student against the teacher; empty when nothing is claimed.
         rows: cells in the order of `HEAD`. differences: model, other, difference. sets: of the validations.
         reasons: why the judge did not pass. judge: its name. opponent: whom the students were held against.
     """
@@ -56,6 +57,7 @@ class PreferenceSection:
     rate: str = ""
     trust: str = ""
     bar: Bar | None = None
+    verdicts: dict[str, str] = field(default_factory=dict)
     judge: str = ""
     opponent: str = ""
     rows: list[list[str]] = field(default_factory=list)
@@ -107,6 +109,8 @@ def preference_section(
         section.claim = f"{NO_CLAIM}: the judge did not compare this student."
     elif section.believed and mine is not None:
         _claim(section, mine)
+        if section.opponent == "teacher":
+            section.verdicts = _verdicts(verdicts, str(student), section.problems)
     return section
 
 
@@ -124,6 +128,22 @@ def _read(folder: Path) -> dict[str, Any]:
     if not all(isinstance(row, dict) for row in (*found["rows"], *found["differences"])):
         raise DataError(f"{path}: expected an object a row")
     return dict(found)
+
+
+def _verdicts(folder: Path, student: str, problems: list[str]) -> dict[str, str]:
+    """Single verdicts, of which nothing is claimed: a line that cannot be read is named."""
+    path, found = folder / "rows.jsonl", dict[str, str]()
+    try:
+        for line_number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            try:
+                row = json.loads(line)
+                if row["model"] == student:
+                    found[str(row["prompt_id"])] = str(row["verdict"])
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{path}:{line_number}: expected `model`, `prompt_id` and `verdict`") from None
+    except (DadpoError, OSError, UnicodeDecodeError) as error:
+        problems.append(f"verdicts: {error}")
+    return found
 
 
 def _results(judge: Mapping[str, Any], validations: Sequence[Path], problems: list[str]) -> list[dict[str, Any]]:

@@ -49,6 +49,11 @@ def verdicts(
     found = {"judge": {**(judge or JUDGE), "validations": []}, "opponent": str(opponent), "rows": rows}
     with draft(folder, "verdicts", {"judge": judge}) as work:
         (work.path / "preference.json").write_text(json.dumps(found | {"differences": differences}), "utf-8")
+        lines = [
+            {"model": name, "prompt_id": f"p{number}", "verdict": ("lose", "tie", "win")[number % 3]}
+            for name in names for number in range(12)
+        ]  # fmt: skip
+        (work.path / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
     return folder
 
 

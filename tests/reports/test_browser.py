@@ -21,11 +21,13 @@ FLAGS = (
 )  # fmt: skip
 HEIGHT = 1500
 WIDTHS = (1280, 390)
+TABLETS = (1190, 1024, 900)
 PAPER = 688  # an A4 page less its margins, in CSS pixels
 PROBE = """<script>addEventListener("load", () => {
   for (const fold of document.querySelectorAll("details")) fold.open = true;
+  const room = (one) => one.closest(".pair > .part")?.getBoundingClientRect().right ?? innerWidth;
   const wide = [...document.body.querySelectorAll("*")].filter((one) => !one.closest("svg, .hidden, .skip, thead")
-    && one.getBoundingClientRect().right > innerWidth + 1);
+    && one.getBoundingClientRect().right > Math.min(innerWidth, room(one)) + 1);
   const name = location.pathname.split("/").pop();
   parent.postMessage(`${name} ${innerWidth} ${document.documentElement.scrollWidth} ${wide.length};`, "*");
 });</script></body>"""
@@ -68,12 +70,12 @@ def test_nothing_scrolls_sideways(tmp_path: Path) -> None:
         probed(tmp_path, plain.replace("</main>", PLANTED), "planted.html"),
     ]
     on_paper = plain.replace("@media print", "@media all").replace("@media screen", "@media not all")
-    frames = [(name, width) for name in names for width in WIDTHS]
+    frames = [(name, width) for name in names for width in (*WIDTHS, *TABLETS)]
     frames.append((probed(tmp_path, on_paper, "paper.html"), PAPER))
     printed = browse(tmp_path, frames, "--dump-dom", "--virtual-time-budget=8000")
     found = dict(re.findall(r"([a-z]+\.html \d+) (\d+ \d+);", printed))
     assert found[f"paper.html {PAPER}"] == f"{PAPER} 0"
-    for width in WIDTHS:
+    for width in (*WIDTHS, *TABLETS):
         assert found[f"plain.html {width}"] == f"{width} 0"
         assert found[f"hostile.html {width}"] == f"{width} 0"
         assert int(found[f"planted.html {width}"].split()[0]) > width, "the probe would not see a wide element"

@@ -120,7 +120,8 @@ def test_what_is_shown_of_a_conversation() -> None:
     ]
     row = ResponseRow("p", "heldout", turns, [1], [2], "said\nso", "length", None)
     (one,) = shown([Pick("p", "middle", 1.0), Pick("gone", "farthest", 2.0)], {"teacher": {"p": row}, "dadpo": {
-        "p": replace(row, text="", finish_reason="stop")}}, "dadpo")  # fmt: skip
+        "p": replace(row, text="", finish_reason="stop")}}, "dadpo", {"p": "lose", "q": "win"})  # fmt: skip
+    assert one.judged == "judge for the teacher"
     assert (one.prompt, one.before) == ("c d", "with instructions, after 2 earlier messages")
     assert (one.teacher, one.student) == ("said so [cut]", "(nothing)")
 
@@ -129,7 +130,8 @@ def test_what_is_shown_of_a_conversation() -> None:
 def test_a_capped_answer_is_marked_also_where_the_page_shortens_it(reason: Any, words: int, end: str) -> None:
     """28 words and their spaces fit into 140 letters; 26 where the mark takes six of them."""
     row = ResponseRow("p", "heldout", [Message("user", "a")], [1], [2], "word " * 60, reason, None)
-    (one,) = shown([Pick("p", "middle", 1.0)], {"teacher": {"p": row}, "dadpo": {"p": row}}, "dadpo")
+    (one,) = shown([Pick("p", "middle", 1.0)], {"teacher": {"p": row}, "dadpo": {"p": row}}, "dadpo", {})
+    assert one.judged == ""
     assert one.teacher == one.student == " ".join(["word"] * words) + end
 
 
@@ -258,6 +260,7 @@ def test_a_judge_that_passed_is_believed(tmp_path: Path, rate: float, said: str)
     assert found.rate.endswith("Mean tokens: 38 against 41.")
     assert found.rows[0][:2] == ["pruned", "48"]
     assert found.differences[0] == ["pruned", "dSFT", "−10 points [−16, −4]", "lower"]
+    assert [found.verdicts[f"p{number}"] for number in range(4)] == ["lose", "tie", "win", "lose"]
 
 
 def test_no_preference_without_a_judge_that_passed(tmp_path: Path) -> None:
@@ -276,12 +279,28 @@ def test_no_preference_without_a_judge_that_passed(tmp_path: Path) -> None:
     )
     for reason, found in cases.items():
         assert not found.believed
+        assert not found.verdicts
         assert found.bar is None
         assert found.claim.startswith(NO_CLAIM)
         assert reason in found.claim
     assert cases["did not pass"].reasons[0].startswith("PandaLM: its lower bound")
     both = [example.validation(tmp_path / f"v{passes}", passes, OTHER) for passes in (True, False)]
     assert not preference_section(tmp_path / "a" / "verdicts", both, "dadpo", {}, {}).believed
+
+
+def test_single_verdicts_are_the_teachers_comparisons_or_none(tmp_path: Path) -> None:
+    teacher = example.responses(tmp_path / "said", "0123456789abcdef")
+    folder = example.verdicts(tmp_path / "verdicts", teacher, OTHER)
+    proof = [example.validation(tmp_path / "people", judge=OTHER)]
+    other = preference_section(folder, proof, "dadpo", {"ddpo": teacher}, {})
+    assert other.believed
+    assert not other.verdicts
+    (folder / "rows.jsonl").write_text('{"model": "dadpo", "prompt_id": "p1", "verdict": "win"}\n{"model": "dadpo"}\n')
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": {}}))
+    torn = preference_section(folder, proof, "dadpo", {"teacher": teacher}, {})
+    assert (torn.believed, torn.verdicts) == (True, {"p1": "win"})
+    assert torn.problems == [f"verdicts: {folder / 'rows.jsonl'}:2: expected `model`, `prompt_id` and `verdict`"]
 
 
 def test_verdicts_that_cannot_be_read_claim_nothing(tmp_path: Path) -> None:
