@@ -44,13 +44,31 @@ def prepare_strategy(strategy: Strategy) -> None:
     """Refuse what cannot work, write checkpoints whole, and tell DeepSpeed what it cannot find out.
 
     Raises:
-        ConfigError: see `check_strategy`.
+        ConfigError: see `check_strategy`; or ranks would share no model.
     """
     check_strategy(strategy)
+    if isinstance(strategy, ModelParallelStrategy):
+        _refuse_tensor_parallelism(strategy)
     write_whole_files(strategy)
     # the examples of a micro-batch, for its own log alone; ours have no fixed number
     if isinstance(strategy, DeepSpeedStrategy) and isinstance(strategy.config, dict):
         strategy.config.setdefault("train_micro_batch_size_per_gpu", 1)
+
+
+def _refuse_tensor_parallelism(strategy: ModelParallelStrategy) -> None:
+    """Models are spread over the mesh's data parallel ranks alone, so along the other axis each would train its own.
+
+    Raises:
+        ConfigError: saying what to write instead; Lightning's "auto" means all devices of a node.
+    """
+    sharing, processes = strategy.device_mesh["data_parallel"].size(), strategy.world_size
+    if sharing != processes:
+        apart = processes // sharing
+        raise ConfigError(
+            f"trainer.strategy: data_parallel_size {sharing} and tensor_parallel_size {apart}: layers are not split, "
+            f"and {apart} models would be trained apart; expected data_parallel_size: {processes} and "
+            "tensor_parallel_size: 1 in init_args, as in configs/trainer/fsdp2.yaml"
+        )
 
 
 @contextmanager
