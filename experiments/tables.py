@@ -10,14 +10,17 @@ experiments/NAME/README.md. An experiment may have further tables; the names of 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.hardware import processor
+from experiments.wording import cell, markdown, packages
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
@@ -27,14 +30,6 @@ COLUMNS = {
     "forward_kl": ("forward KL, nats/token", "{:.2f}"),
     "reverse_kl": ("reverse KL, nats/token", "{:.2f}"),
 }
-
-
-def processor() -> str:
-    """The processor's name and the cores that this process may use."""
-    names = (
-        re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if platform.system() == "Linux" else []
-    )
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def collect(run: Path, experiment: Path) -> None:
@@ -61,29 +56,22 @@ def collect(run: Path, experiment: Path) -> None:
     (experiment / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
-def cell(row: dict[str, Any], column: str, form: str) -> str:
-    """`value [low, high]`."""
-    low, high = form.format(row[f"{column}_low"]), form.format(row[f"{column}_high"])
-    return f"{form.format(row[column])} [{low}, {high}]"
-
-
 def table(results: dict[str, Any]) -> str:
     """The result table in Markdown, with what it was measured on."""
-    head = ["model", "parameters", *(name for name, _ in COLUMNS.values())]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in results["rows"]:
-        cells = [cell(row, column, form) for column, (_, form) in COLUMNS.items()]
-        lines.append("| " + " | ".join([row["model"], f"{row['parameters'] / 1e6:.1f} M", *cells]) + " |")
-    prompts, made = results["rows"][0]["prompts"], results["versions"]
-    lines += [
-        "",
-        f"{prompts} held-out prompts, one seed; in brackets 95 % bootstrap intervals over prompts. "
-        f"`{results['command']}` on {results['hardware']}, {results['precision']}: {results['minutes']} minutes "
-        f"in its stages, with "
-        + ", ".join(f"{package} {made[package]}" for package in ("torch", "transformers", "lightning"))
-        + ".",
+    rows = [
+        [
+            row["model"],
+            f"{row['parameters'] / 1e6:.1f} M",
+            *(cell(row, column, form) for column, (_, form) in COLUMNS.items()),
+        ]
+        for row in results["rows"]
     ]
-    return "\n".join(lines)
+    said = (
+        f"{results['rows'][0]['prompts']} held-out prompts, one seed; in brackets 95 % bootstrap intervals over "
+        f"prompts. `{results['command']}` on {results['hardware']}, {results['precision']}: {results['minutes']} "
+        f"minutes in its stages, with {packages(results)}."
+    )
+    return f"{markdown(['model', 'parameters', *(name for name, _ in COLUMNS.values())], rows)}\n\n{said}"
 
 
 def tables(name: str, results: dict[str, Any]) -> dict[str, str]:

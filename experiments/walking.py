@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from experiments.hardware import cores, processor
 from lightning_dadpo.cli.recipe import merge
 
 __all__ = [
@@ -47,6 +48,8 @@ def dadpo(*arguments: str) -> None:
     environment = {"HF_HUB_OFFLINE": "1"} | dict(os.environ) | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "lightning_dadpo", *arguments], env=environment)
     RUNNING.add(process)
+    if ASKED_TO_STOP:  # meanwhile, when it was not yet among those that are told
+        process.send_signal(ASKED_TO_STOP[0])
     try:
         status = process.wait()
     finally:
@@ -78,10 +81,12 @@ def walk_side_by_side(walks: Mapping[str, Settings]) -> None:
         walks: by the names that `walk` takes; each has a folder of its own.
     """
     files = {name: _written(settings, name, list(settings["objectives"])) for name, settings in walks.items()}
+    for name in walks:
+        _summary(name).unlink(missing_ok=True)
     _side_by_side([("run", str(file)) for file in files.values()])
     for name, settings in walks.items():
         _forget_checkpoints(Path(settings["folder"]))
-        _kept(Path(settings["folder"]), ROOT / "summaries" / f"{name}.json")
+        _keep(Path(settings["folder"]), name, files[name])
 
 
 def walk(settings: Settings, name: str) -> Path:
@@ -101,11 +106,12 @@ def walk(settings: Settings, name: str) -> Path:
     shares = [methods[:1], *(list(dict.fromkeys([methods[0], *methods[lane::lanes]])) for lane in range(lanes))]
     files = [_written(settings, f"{name}-part{number}", share) for number, share in enumerate(shares)]
     parts = [("run", str(file), "--until", until) for file in files]
+    _summary(name).unlink(missing_ok=True)
     _side_by_side(parts[:1])
     _side_by_side(parts[1:])
-    dadpo("run", str(_written(settings, name, methods)))
+    dadpo("run", str(file := _written(settings, name, methods)))
     _forget_checkpoints(Path(settings["folder"]))
-    return _kept(Path(settings["folder"]), ROOT / "summaries" / f"{name}.json")
+    return _keep(Path(settings["folder"]), name, file)
 
 
 def _side_by_side(commands: Sequence[tuple[str, ...]]) -> None:
@@ -116,9 +122,7 @@ def _side_by_side(commands: Sequence[tuple[str, ...]]) -> None:
 
 def _cores() -> int:
     """How many trainings may run at a time: cores that this process may use, or one GPU."""
-    if _has_gpu():
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if _has_gpu() else cores()
 
 
 def _forget_checkpoints(folder: Path) -> None:
@@ -139,16 +143,36 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _kept(folder: Path, kept: Path) -> Path:
-    """Where the walk's stages are, its summary, and what a judge has said; the next walk there writes its own."""
+def _keep(folder: Path, name: str, file: Path) -> Path:
+    """Where the walk's stages are, its summary, what a judge has said, and what it ran on; the next walk in the same
+    folder writes its own.
+
+    Raises:
+        SystemExit: another walk wrote there meanwhile.
+    """
     index = json.loads((folder / "experiment.json").read_text("utf-8"))
+    if index["command"] != f"dadpo run {file}":
+        raise SystemExit(f"{folder}: {index['command']} wrote there meanwhile; the same command goes on here")
     stages = {stage["name"]: stage["folder"] for stage in index["stages"]}
-    found = {"stages": stages, "rows": json.loads((folder / "summary.json").read_text("utf-8"))}
+    rows = json.loads((folder / "summary.json").read_text("utf-8"))
+    found = {"commit": _commit(), "hardware": processor(), "stages": stages, "rows": rows}
     if "verdicts" in stages:
         found["preference"] = json.loads((Path(stages["verdicts"]) / "preference.json").read_text("utf-8"))
+    kept = _summary(name)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return kept
+
+
+def _summary(name: str) -> Path:
+    return ROOT / "summaries" / f"{name}.json"
+
+
+def _commit() -> str | None:
+    """Of the sources that walk, with a mark where files were changed since; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def _written(settings: Settings, name: str, methods: list[str]) -> Path:

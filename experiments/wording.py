@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["cell", "made_with", "markdown"]
+__all__ = ["cell", "made_with", "markdown", "packages", "rate", "single"]
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -21,7 +21,26 @@ def cell(row: Mapping[str, Any], key: str, form: str) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def single(values: Sequence[float], form: str) -> str:
+    """Values of one seed each."""
+    return ", ".join(form.format(value) for value in values)
+
+
+def rate(value: float | None) -> str:
+    """A learning rate; empty for what was not trained at one."""
+    return "" if value is None else f"{value:.0e}"
+
+
+def packages(results: Mapping[str, Any]) -> str:
+    """The versions that decide numbers."""
+    return ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", "transformers", "lightning"))
+
+
 def made_with(results: Mapping[str, Any]) -> str:
-    """The command, the hardware and the versions, as a sentence."""
-    made = ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", "transformers", "lightning"))
-    return f"`{results['command']}` on {results['hardware']}, {results['precision']}, with {made}."
+    """The command, the sampler, the hardware and the versions, in two sentences."""
+    sampler = results["sampler"]
+    drawn = f"temperature {sampler['temperature']:g}, top_p {sampler['top_p']:g}"
+    return (
+        f"Answers of up to {sampler['max_new_tokens']} tokens at {drawn}. `{results['command']}` at "
+        f"{results['commit']} on {results['hardware']}, {results['precision']}, with {packages(results)}."
+    )

@@ -2,52 +2,77 @@
 
     python experiments/beta_plane/collect.py
 
-Every point is compared with DPO at the reference's weight alone, on the same prompts.
+Every point is compared with DPO at the reference's usual weight, and points of equal total beta with one another, on
+the same prompts.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.beta_plane.run import REFERENCE, TEACHER, point
-from experiments.estimates import compared, evaluated, pooled, rows_by_method
-from experiments.restore_pruned.collect import folder_of, manifest
-from experiments.tables import processor
-from experiments.walking import ROOT, SEEDS, chosen_rates
+from experiments.beta_plane.run import POINTS, point
+from experiments.estimates import compared, pooled, rows_by_method
+from experiments.finished import about, evaluated, folder_of, kept
+from experiments.walking import SEEDS, chosen_rates
 
 BASELINE = (0.1, 0.0)
+Betas = tuple[float, float]
+
+
+def betas(of: Betas) -> dict[str, float]:
+    """A point, as a row says it."""
+    return {"beta_reference": of[0], "beta_teacher": of[1]}
+
+
+def equally_strong() -> list[tuple[Betas, Betas]]:
+    """Points of equal total beta, the one with more of it for the teacher first."""
+    ordered = sorted(POINTS, key=lambda one: -one[1])
+    return [(one, other) for one, other in combinations(ordered, 2) if abs(sum(one) - sum(other)) < 1e-9]
+
+
+def saturated(walk: dict[str, Any]) -> dict[str, Any]:
+    """Quartiles of D_teacher - D_reference over the training pairs, nats, and what each point leaves of them."""
+    from lightning_dadpo.evaluation.agreement import analyse_pairs
+
+    weights = {point(*one): {"reference": one[0], "teacher": one[1]} for one in POINTS}
+    scores = {anchor: folder_of(walk, f"score-{anchor}") for anchor in ("teacher", "reference")}
+    found = analyse_pairs("pairs", folder_of(walk, "pairs"), scores, weights)
+    agreement = found.agreement["teacher"]["train"]
+    return {
+        "quartiles": list(found.spread["teacher"]["train"].quartiles),
+        "agreement": {"share": agreement.share, "share_low": agreement.low, "share_high": agreement.high},
+        "rows": [betas(one) | {"saturated": found.saturated[point(*one)].shares["train"]} for one in POINTS],
+    }
 
 
 def main() -> None:
     """See the module."""
-    summary = ROOT / "summaries" / "beta_plane.json"
-    points = {point(reference, teacher): (reference, teacher) for reference in REFERENCE for teacher in TEACHER}
-    sums = rows_by_method([evaluated(summary)], {name: name for name in (*points, "dsft")})
-    rows = [
-        {"beta_reference": betas[0], "beta_teacher": betas[1]}
-        | pooled(sums[name])
-        | {f"{key}_change": value for key, value in compared(sums[name], sums[point(*BASELINE)]).items()}
-        for name, betas in points.items()
-        if name in sums
-    ]
-    evaluation = manifest(folder_of(summary, "evaluation"))
-    scores = manifest(folder_of(summary, "score-teacher"))
+    walk = kept("beta_plane")
+    sums = rows_by_method([evaluated(walk)], {name: name for name in (*(point(*one) for one in POINTS), "dsft")})
     results = {
         "kind": "beta_plane",
         "command": "python experiments/beta_plane/run.py",
-        "hardware": processor(),
-        "versions": evaluation["versions"],
-        "precision": evaluation["results"]["precision"],
+        **about(walk),
         "seed": SEEDS[0],
         "rate": chosen_rates()["dadpo"],
-        "prompts": evaluation["counts"]["prompts"],
-        "saturation": scores["results"],
+        "saturation": saturated(walk),
         "dsft": pooled(sums["dsft"]),
-        "rows": rows,
+        "rows": [
+            betas(one)
+            | pooled(sums[point(*one)])
+            | {f"{key}_change": value for key, value in compared(sums[point(*one)], sums[point(*BASELINE)]).items()}
+            for one in POINTS
+        ],
+        "differences": [
+            {"point": betas(one), "other": betas(other)} | compared(sums[point(*one)], sums[point(*other)])
+            for one, other in equally_strong()
+        ],
     }
     path = Path(__file__).with_name("results.json")
     path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")

@@ -18,6 +18,8 @@ from experiments.walking import SEEDS, Settings, at, chosen_rates, for_seed, pas
 
 REFERENCE = (0.0, 0.03, 0.1)
 TEACHER = (0.0, 0.01, 0.03, 0.1)
+POINTS = [(one, other) for one in reversed(REFERENCE) for other in reversed(TEACHER) if one + other > 0]
+"""Weights of reference and teacher; the one with the most weight first, which needs both scores."""
 
 
 def point(reference: float, teacher: float) -> str:
@@ -26,14 +28,11 @@ def point(reference: float, teacher: float) -> str:
 
 
 def plane() -> Settings:
-    """The experiment: every point but the origin, the one with the most weight first, which needs both scores."""
+    """The experiment: every point but the origin."""
     settings, rate = for_seed(SEEDS[0]), chosen_rates()["dadpo"]
     recipe = settings["objectives"]["dadpo"]
-    points = [(reference, teacher) for reference in reversed(REFERENCE) for teacher in reversed(TEACHER)]
     settings["objectives"] = {
-        point(reference, teacher): at(recipe, rate, beta_reference=reference, beta_teacher=teacher)
-        for reference, teacher in points
-        if reference + teacher > 0
+        point(*one): at(recipe, rate, beta_reference=one[0], beta_teacher=one[1]) for one in POINTS
     }
     return settings
 

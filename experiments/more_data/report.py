@@ -15,16 +15,23 @@ Results = dict[str, Any]
 def tables(results: Results) -> dict[str, str]:
     """The one table, a row a method, number of prompts and number of rounds."""
     head = ["prompts", "pairs", "rounds", "method", "forward KL, nats/token", "reverse KL", "reverse KL less dsft's"]
-    rows = []
-    for row in results["rows"]:
-        change = cell(row, "reverse_kl{}_change", "{:+.3f}") if "reverse_kl_change" in row else ""
-        kls = [cell(row, key, "{:.3f}") for key in ("forward_kl", "reverse_kl")]
-        rows.append([*(str(row[key]) for key in ("prompts", "pairs", "rounds", "method")), *kls, change])
+    rows = [
+        [
+            *(str(row[key]) for key in ("prompts", "pairs", "rounds", "method")),
+            *(cell(row, key, "{:.3f}") for key in ("forward_kl", "reverse_kl")),
+            *(_shown(row, f"reverse_kl{{}}_{kind}") for kind in ("change", "gain")),
+        ]
+        for row in results["rows"]
+    ]
     said = (
-        f"{results['heldout']} held-out prompts, seed {results['seed']}; in brackets 95 % bootstrap intervals over "
-        f"prompts, the change paired by prompt. Pairs include those of validation. {made_with(results)}"
+        f"{results['prompts']} held-out prompts, seed {results['seed']}; in brackets 95 % bootstrap intervals over "
+        f"prompts, differences paired by prompt. Pairs include those of validation. {made_with(results)}"
     )
-    return {"more_data": f"{markdown(head, rows)}\n\n{said}"}
+    return {"more_data": f"{markdown([*head, 'less the row before of its method'], rows)}\n\n{said}"}
+
+
+def _shown(row: Results, key: str) -> str:
+    return cell(row, key, "{:+.3f}") if key.format("") in row else ""
 
 
 def figures(results: Results, folder: Path) -> None:

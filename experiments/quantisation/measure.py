@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> None:
     """See the module."""
     if len(arguments) != 2:
         sys.exit(__doc__)
-    from experiments.tables import processor
+    from experiments.hardware import processor
     from lightning_dadpo.data.row_store import RowStore
     from lightning_dadpo.data.rows import PairRow
 

@@ -2,7 +2,7 @@
 
     python experiments/restore_pruned/collect.py
 
-What judges are worth (`dadpo validate-judge`) and IFEval (`dadpo ifeval`) are taken in where they were made beside it.
+What judges are worth (`dadpo validate-judge`) is taken in where it was measured beside the walks.
 """
 
 from __future__ import annotations
@@ -14,90 +14,96 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.estimates import ESTIMATES, compared, evaluated, pooled, rows_by_method, single_seeds
-from experiments.tables import processor
+from experiments.estimates import DIFFERENCES, ESTIMATES, compared, pooled, rows_by_method, single_seeds
+from experiments.finished import about, evaluated, folder_of, kept, manifest
+from experiments.restore_pruned.preferences import preferences
 from experiments.walking import ROOT, SEEDS, chosen_rates, named
 
 COMMAND = "python experiments/restore_pruned/run.py"
-BASELINE = "ddpo"
+BASELINES = ("ddpo", "dsft")
 UNTRAINED = {"initial": "pruned", "dsft": "dsft", "teacher": "teacher"}
 
 
-def folder_of(summary: Path, stage: str) -> Path:
-    """The folder of a stage of a walk."""
-    return Path(json.loads(summary.read_text("utf-8"))["stages"][stage])
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    """What an artefact says of itself."""
-    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
-    return found
-
-
-def methods() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A row a method, and its differences from the baseline and from dSFT, all seeds together."""
+def methods(walks: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row a method, and its differences from the baselines, all seeds together and one by one."""
     rates = chosen_rates()
     names = UNTRAINED | {named(method, rate): method for method, rate in rates.items()}
-    seeds = [evaluated(summary(f"seed{seed}")) for seed in SEEDS]
+    seeds = [evaluated(walk) for walk in walks]
     sums = rows_by_method(seeds, names)
-    rows = []
-    for model, method in names.items():
-        row = {"method": method, "rate": rates.get(method)} | pooled(sums[method])
-        row |= {f"{key}_seeds": single_seeds(seeds, [model] * len(seeds), key) for key in ESTIMATES}
-        rows.append(row)
+    alone = {method: {key: single_seeds(seeds, model, key) for key in ESTIMATES} for model, method in names.items()}
+    rows = [
+        {"method": method, "rate": rates.get(method)}
+        | pooled(sums[method])
+        | {f"{key}_seeds": values for key, values in alone[method].items()}
+        for method in names.values()
+    ]
     differences = [
-        {"method": method, "other": other} | compared(sums[method], sums[other])
-        for other in (BASELINE, "dsft")
+        {"method": method, "other": other} | compared(sums[method], sums[other]) | _by_seed(alone[method], alone[other])
+        for other in BASELINES
         for method in rates
         if method != other
     ]
     return rows, differences
 
 
-def summary(name: str) -> Path:
-    """What a walk has kept."""
-    return ROOT / "summaries" / f"{name}.json"
+def _by_seed(own: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {
+        f"{key}_seeds": [mine - theirs for mine, theirs in zip(own[key], other[key], strict=True)]
+        for key in DIFFERENCES
+    }
 
 
 def tuning() -> list[dict[str, Any]]:
     """Every method at every rate on validation prompts, first seed."""
-    keys = ("model", "reverse_kl", "reverse_kl_low", "reverse_kl_high", "forward_kl", "finished")
-    return [{key: row[key] for key in keys} for row in json.loads(summary("tuning").read_text("utf-8"))["rows"]]
+    sums = rows_by_method(
+        [evaluated(walk := kept("tuning", "validation"))], {row["model"]: row["model"] for row in walk["rows"]}
+    )
+    return [{"model": row["model"]} | pooled(sums[row["model"]]) for row in walk["rows"]]
 
 
-def beside(kind: str, file: str) -> list[dict[str, Any]]:
-    """What was measured beside the walks, by folder: `ROOT`/KIND/NAME/FILE."""
-    found = sorted(ROOT.glob(f"{kind}/*/{file}"))
-    return [{"name": path.parent.name} | json.loads(path.read_text("utf-8")) for path in found]
+def judges(walks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What judges are worth: those that the walks asked, and those in `ROOT`/judges."""
+    asked = [folder_of(walk, "judge-validation") for walk in walks if "judge-validation" in walk["stages"]]
+    files = [folder / "validation.json" for folder in asked[:1]] + sorted(ROOT.glob("judges/*/validation.json"))
+    return [json.loads(file.read_text("utf-8")) for file in files]
 
 
-def preferences() -> list[dict[str, Any]]:
-    """What a judge said of every seed, where one was asked."""
-    walks = {seed: json.loads(summary(f"seed{seed}").read_text("utf-8")) for seed in SEEDS}
-    return [{"seed": seed} | walk["preference"] for seed, walk in walks.items() if "preference" in walk]
+def instructions(walk: dict[str, Any]) -> dict[str, Any] | None:
+    """IFEval of the first seed's models, where it was asked for."""
+    if "ifeval" not in walk["stages"]:
+        return None
+    folder = folder_of(walk, "ifeval")
+    found: dict[str, Any] = json.loads((folder / "ifeval.json").read_text("utf-8"))
+    return found | {"counts": manifest(folder)["counts"]}
+
+
+def thread_hours(walks: list[dict[str, Any]]) -> float:
+    """What all stages took, restarts counted too: they ran with one thread, beside one another."""
+    folders = {Path(folder).name for walk in walks for folder in walk["stages"].values()}
+    lines = [line for file in sorted(ROOT.glob("seed*/times.jsonl")) for line in file.read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in lines]
+    return float(sum(row["seconds"] for row in rows if row["folder"] in folders) / 3600)
 
 
 def main() -> None:
     """See the module."""
-    rows, differences = methods()
-    evaluation = manifest(folder_of(summary(f"seed{SEEDS[0]}"), "evaluation"))
+    walks = [kept(f"seed{seed}") for seed in SEEDS]
+    rows, differences = methods(walks)
     results = {
         "kind": "restore_pruned",
         "command": COMMAND,
-        "hardware": processor(),
-        "versions": evaluation["versions"],
-        "precision": evaluation["results"]["precision"],
+        **about(walks[0]),
+        "thread_hours": thread_hours([*walks, kept("tuning", "validation")]),
         "seeds": list(SEEDS),
-        "prompts": evaluation["counts"]["prompts"],
-        "pairs": [manifest(folder_of(summary(f"seed{seed}"), "pairs"))["counts"] for seed in SEEDS],
+        "pairs": [manifest(folder_of(walk, "pairs"))["counts"] for walk in walks],
         "student": manifest(ROOT / "student")["results"],
         "tuning": tuning(),
         "rows": rows,
         "differences": differences,
         "selected_by": json.loads((ROOT / "chosen.json").read_text("utf-8"))["by"],
-        "judges": beside("judges", "validation.json"),
-        "preference": preferences(),
-        "ifeval": beside("ifeval", "ifeval.json"),
+        "judges": judges(walks),
+        "preference": preferences(walks),
+        "ifeval": instructions(walks[0]),
     }
     path = Path(__file__).with_name("results.json")
     path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")

@@ -4,12 +4,13 @@ python experiments/restore_pruned/run.py            # hours on two cores; what i
 python experiments/restore_pruned/collect.py        # results.json from the finished runs
 python experiments/tables.py write                  # the README
 
-Killed, it goes on where it was.
+Killed, it goes on where it was. JUDGE and IFEVAL name files of somebody else's opinion: see README.md.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from experiments.walking import (
     chosen_rates,
     dadpo,
     for_seed,
+    judging,
     named,
     pass_on_requests_to_stop,
     walk,
@@ -38,6 +40,8 @@ LOWEST = "reverse_kl"
 """What decides between rates where no judge can be believed: nats per token on validation prompts."""
 HIGHEST = "preference_rate"
 """What decides where one can."""
+INSTRUCTIONS = 64
+"""Prompts of IFEval."""
 
 
 def models() -> None:
@@ -79,18 +83,34 @@ def tune() -> None:
         return float(row[HIGHEST] if believed else -row[LOWEST])
 
     best = {method: max(RATES, key=lambda rate: goodness(method, rate)) for method in methods}
-    said = {"by": HIGHEST if believed else LOWEST, "rates": best}
+    said = {"by": HIGHEST if believed else LOWEST, "judge": judging(), "rates": best}
     (ROOT / "chosen.json").write_text(json.dumps(said, indent=1) + "\n", "utf-8")
+
+
+def tuned() -> bool:
+    """Rates were chosen, by the judge that is asked now or by none as now."""
+    file = ROOT / "chosen.json"
+    return file.is_file() and json.loads(file.read_text("utf-8")).get("judge", {}) == judging()
+
+
+def instructions() -> dict[str, Any]:
+    """`ifeval` of the first seed, from the input_data.jsonl that IFEVAL names; nobody is asked without one."""
+    file, prompts = os.environ.get("IFEVAL"), ROOT / "ifeval-prompts.jsonl"
+    if not file:
+        return {}
+    if not prompts.is_file():
+        dadpo("ifeval-prompts", "--ifeval_file", file, "--out", str(prompts))
+    return {"ifeval": {"file": file, "prompts": {"path": str(prompts), "limit": INSTRUCTIONS}}}
 
 
 def main() -> None:
     """See the module."""
     models()
-    if not (ROOT / "chosen.json").is_file():
+    if not tuned():
         tune()
     rates, walks = chosen_rates(), {}
     for seed in SEEDS:
-        settings = for_seed(seed)
+        settings = for_seed(seed) | (instructions() if seed == SEEDS[0] else {})
         settings["objectives"] = {
             named(method, rates[method]): at(recipe, rates[method]) for method, recipe in settings["objectives"].items()
         }

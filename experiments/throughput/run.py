@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import re
 import sys
 import tempfile
 import time
@@ -16,6 +14,7 @@ from typing import Any
 
 import torch
 
+from experiments.hardware import processor
 from experiments.throughput.gate import GateError, check_accuracy
 from experiments.throughput.rivals import import_trl
 from experiments.throughput.rows import PARTS, TARGETS, Results
@@ -52,9 +51,7 @@ def _versions() -> dict[str, str]:
 
 def _hardware(device: torch.device) -> tuple[str, str]:
     """The device's name for a row, and the machine's for the table."""
-    cpu = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else []
-    machine = f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+    machine = processor()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return name, f"{name}; {machine}"
