@@ -29,7 +29,10 @@ from transformers.masking_utils import sdpa_mask
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.types import PackedBatch
 
-__all__ = ["TOKEN_TREES", "MaskedRows", "VariableLengths", "masked_rows", "variable_lengths", "tree_attention"]
+__all__ = [
+    "TOKEN_TREES", "MaskedRows", "VariableLengths", "masked_rows", "variable_lengths", "tree_attention",
+    "refuse_limits",
+]  # fmt: skip
 
 TOKEN_TREES = "token_trees"
 
@@ -221,8 +224,35 @@ def variable_lengths(batch: PackedBatch) -> VariableLengths:
 
 
 Layout = MaskedRows | VariableLengths
-UNSUPPORTED = ("softcap", "s_aux", "position_bias")
-"""What some models add to their attention scores; sliding windows are looked at apart."""
+UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")
+"""What some models hand to their attention function, and is not done here."""
+
+
+def refuse_limits(config: Any, name: str) -> None:
+    """Refuse a model some of whose layers do not see all that stands before a token.
+
+    Not every model says so to its attention function: some leave windows and chunks to transformers' mask, which packed
+    tokens pass by, and no probe of a few tokens reaches as far as a window.
+
+    Args:
+        config: the model's.
+        name: what the error calls the model.
+
+    Raises:
+        ConfigError: naming the model and the limit.
+    """
+    config = config.get_text_config()
+    layers = getattr(config, "layer_types", None)
+    if layers is None:
+        limits = ["sliding_window"] if getattr(config, "sliding_window", None) else []
+    else:
+        limits = sorted(set(layers) - {"full_attention"})
+    if limits:
+        raise _unsupported(f"model {name!r}", limits[0])
+
+
+def _unsupported(model: str, what: str) -> ConfigError:
+    return ConfigError(f"{model}: its attention uses {what}, which packed batches do not support yet")
 
 
 def tree_attention(
@@ -257,9 +287,9 @@ def tree_attention(
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **arguments
         )
-    unknown = [name for name in (*UNSUPPORTED, "sliding_window") if arguments.get(name) is not None]
+    unknown = [name for name in UNSUPPORTED if arguments.get(name) is not None]
     if unknown:
-        raise ConfigError(f"the model's attention uses {unknown[0]}, which packed batches do not support yet")
+        raise _unsupported("the model", unknown[0])
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
     return token_trees.attend(query, key, value, dropout, scaling)[None], None
 

@@ -11,17 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
+    DogeConfig,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3TextConfig,
     GraniteConfig,
     GraniteForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    PhimoeConfig,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3Config,
+    Qwen3NextConfig,
+    SmolLM3Config,
 )
 
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models import log_probs
-from lightning_dadpo.models.attention import TOKEN_TREES
+from lightning_dadpo.models.attention import TOKEN_TREES, refuse_limits
 from lightning_dadpo.models.loading import load_model
 from lightning_dadpo.models.log_probs import (
     Kernels,
@@ -298,6 +309,53 @@ def test_a_granite_with_scaled_logits_is_refused(spread: float) -> None:
     config = GraniteConfig(**SMALL, initializer_range=spread, logits_scaling=8.0)
     with pytest.raises(ConfigError, match="logits_scaling"):
         check_trunk_and_head(in_trees(GraniteForCausalLM, config), "granite")
+
+
+def qwen2_moe(**window: Any) -> Any:
+    """Its attention function is told of no window: transformers' mask alone holds one."""
+    torch.manual_seed(0)
+    sizes = SMALL | {"vocab_size": VOCABULARY, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+    config = Qwen2MoeConfig(**sizes, **window, initializer_range=0.3, num_experts=4, num_experts_per_tok=2)
+    return in_trees(Qwen2MoeForCausalLM, config)
+
+
+def test_B5_a_window_that_stands_in_the_mask_alone_and_is_longer_than_the_probe_is_refused() -> None:
+    windowed, batch = qwen2_moe(use_sliding_window=True, sliding_window=12, max_window_layers=2), batch_of([(30, 10)])
+    with torch.no_grad():  # what the refusal is for: nothing else would notice
+        difference = packed_log_probs(windowed, batch).total - plain_log_probs(windowed, batch).total
+    assert difference.abs() > 1
+    with pytest.raises(ConfigError, match=r"^model 'moe': its attention uses sliding_attention, which packed batches"):
+        check_trunk_and_head(windowed, "moe")
+
+
+def test_a_mixture_of_experts_without_a_window_passes_the_check() -> None:
+    plain, batch = qwen2_moe(), batch_of([(30, 10)])
+    check_trunk_and_head(plain, "moe")
+    with torch.no_grad():
+        assert agrees(packed_log_probs(plain, batch), oracle_rows(plain, batch))
+
+
+@pytest.mark.parametrize(
+    ("limit", "config"),
+    [
+        ("sliding_window", MistralConfig(**SMALL, sliding_window=7)),
+        ("sliding_window", PhimoeConfig(**SMALL, sliding_window=12)),
+        ("sliding_window", DogeConfig(**SMALL, sliding_window=12)),
+        ("chunked_attention", Llama4TextConfig(**SMALL)),
+        ("sliding_attention", Gemma3TextConfig(**SMALL)),
+        ("linear_attention", Qwen3NextConfig(**SMALL)),
+    ],
+)
+def test_layers_that_see_a_part_of_what_stands_before_are_refused(limit: str, config: Any) -> None:
+    with pytest.raises(ConfigError, match=f"model 'limited': its attention uses {limit}, which packed") as refused:
+        refuse_limits(config, "limited")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config, SmolLM3Config, Qwen2MoeConfig])
+def test_layers_that_see_all_that_stands_before_are_not_refused(kind: Any) -> None:
+    refuse_limits(kind(**SMALL), "whole")
+    refuse_limits(MistralConfig(**SMALL, sliding_window=None), "whole")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
