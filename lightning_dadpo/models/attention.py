@@ -71,6 +71,14 @@ def _pieces(batch: PackedBatch) -> list[_Piece]:
     return found
 
 
+def _taken(part: Tensor, tokens: Tensor) -> Tensor:
+    """Keys or values of these tokens, a token as often as it is named; its gradients are summed in float32 or wider.
+
+    A stem's token gets one from every tree behind it: in bfloat16, a sum of equal addends stops at 256 of them.
+    """
+    return part.to(torch.promote_types(part.dtype, torch.float32))[tokens].to(part.dtype)
+
+
 @dataclass(frozen=True)
 class RowGroup:
     """All stems, or all trees, as rows padded to the largest, under a mask.
@@ -90,7 +98,7 @@ class RowGroup:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
         """Attention output [slots, heads, width], row after row."""
         query = query[self.rows].transpose(1, 2)
-        key, value = (part[self.keys].transpose(1, 2) for part in (key, value))
+        key, value = (_taken(part, self.keys).transpose(1, 2) for part in (key, value))
         out = F.scaled_dot_product_attention(
             query,
             key,
@@ -184,8 +192,8 @@ class VariableLengths:
         query, key = query.to(value.dtype), key.to(value.dtype)
         out = varlen_attn(
             query,
-            key[self.keys],
-            value[self.keys],
+            _taken(key, self.keys),
+            _taken(value, self.keys),
             self.query_starts,
             self.key_starts,
             self.longest_query,

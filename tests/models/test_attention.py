@@ -377,6 +377,26 @@ def test_B5_a_stem_that_gets_no_gradient_from_its_trees_is_noticed(monkeypatch: 
     assert not agree(model, rows, 1e-3)
 
 
+@pytest.mark.parametrize("layout_of", [masked_rows, variable_lengths])
+def test_a_stems_gradients_are_summed_over_its_trees_in_float32(
+    monkeypatch: pytest.MonkeyPatch, layout_of: Callable[[PackedBatch], Any]
+) -> None:
+    """600 trees of one token see the stem's one token and themselves alike; bfloat16 sums stop at 128 and at 64."""
+    on_varlen(monkeypatch)
+    count = 600
+    batch = pack([[9, number] for number in range(count)], [[[5]]] * count)
+    assert batch.stems == ((1, count),)
+    query, key, value = (torch.zeros(count + 1, 1, 1, dtype=torch.bfloat16) for _ in range(3))
+    query += 1
+    value[0] += 1  # the stem's; the others' are 0
+    key.requires_grad_(), value.requires_grad_()
+    layout_of(batch).attend(query, key, value, 0.0, 1.0).sum().backward()
+    assert key.grad is not None
+    assert value.grad is not None
+    assert key.grad[0].item() == count * 0.5 * (1 - 0.5)
+    assert value.grad[0].item() == pytest.approx(count * 0.5 + 1, abs=1)  # in bfloat16, itself a multiple of 2
+
+
 @pytest.mark.parametrize("trees", ["a pair", "shared into the responses", "several trees of different sizes"])
 def test_B4_a_second_branch_whose_positions_go_on_behind_the_first_is_noticed(layout: str, trees: str) -> None:
     batch = pack(*TREES[trees])
