@@ -31,7 +31,7 @@ from lightning_dadpo.types import PackedBatch
 
 __all__ = [
     "TOKEN_TREES", "MaskedRows", "VariableLengths", "masked_rows", "variable_lengths", "tree_attention",
-    "refuse_limits",
+    "refuse_by_config",
 ]  # fmt: skip
 
 TOKEN_TREES = "token_trees"
@@ -235,28 +235,43 @@ Layout = MaskedRows | VariableLengths
 UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")
 """What some models hand to their attention function, and is not done here."""
 
+UNSTEADY_ROPES = ("dynamic", "longrope")
+"""Kinds of RoPE that transformers scales anew by the largest position of every call."""
 
-def refuse_limits(config: Any, name: str) -> None:
-    """Refuse a model some of whose layers do not see all that stands before a token.
 
-    Not every model says so to its attention function: some leave windows and chunks to transformers' mask, which packed
-    tokens pass by, and no probe of a few tokens reaches as far as a window.
+def refuse_by_config(config: Any, name: str) -> None:
+    """Refuse a model whose attention packed batches would compute wrongly, where only its config tells.
+
+    - Some layers see a part of what stands before a token. Not every model says so to its attention function: some
+      leave windows and chunks to transformers' mask, which packed tokens pass by, and no probe of a few tokens reaches
+      as far as a window.
+    - RoPE takes its frequencies from the largest position of the whole call, so that a long neighbour in the batch
+      changes a response's log-prob.
 
     Args:
         config: the model's.
         name: what the error calls the model.
 
     Raises:
-        ConfigError: naming the model and the limit.
+        ConfigError: naming the model and what it uses.
     """
     config = config.get_text_config()
+    found = [*_limits(config), *_unsteady_ropes(config)]
+    if found:
+        raise _unsupported(f"model {name!r}", found[0])
+
+
+def _limits(config: Any) -> list[str]:
     layers = getattr(config, "layer_types", None)
     if layers is None:
-        limits = ["sliding_window"] if getattr(config, "sliding_window", None) else []
-    else:
-        limits = sorted(set(layers) - {"full_attention"})
-    if limits:
-        raise _unsupported(f"model {name!r}", limits[0])
+        return ["sliding_window"] if getattr(config, "sliding_window", None) else []
+    return sorted(set(layers) - {"full_attention"})
+
+
+def _unsteady_ropes(config: Any) -> list[str]:
+    ropes = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope.get("rope_type", rope.get("type")) for rope in (ropes, *ropes.values()) if isinstance(rope, dict)]
+    return [f"{kind} RoPE (its frequencies follow the longest row)" for kind in kinds if kind in UNSTEADY_ROPES]
 
 
 def _unsupported(model: str, what: str) -> ConfigError:

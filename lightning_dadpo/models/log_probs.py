@@ -21,7 +21,7 @@ from lightning_dadpo.logprobs import (
     sequence_log_probs,
     sum_over_responses,
 )
-from lightning_dadpo.models.attention import Layout, masked_rows, refuse_limits, variable_lengths
+from lightning_dadpo.models.attention import Layout, masked_rows, refuse_by_config, variable_lengths
 from lightning_dadpo.models.head import AskedHead, Question, install_head, is_spread
 from lightning_dadpo.models.spec import Attention
 from lightning_dadpo.types import PackedBatch, SequenceBatch, SequenceLogProbs
@@ -205,8 +205,8 @@ def plain_log_probs(model: Any, batch: SequenceBatch) -> SequenceLogProbs:
 @torch.no_grad()
 def check_trunk_and_head(model: Any, name: str) -> None:
     """Refuse a model that the packed path would read wrongly: that scales or caps its logits, whose head is more than
-    a matrix, whose attention sees a part of what stands before a token, or whose layers mix tokens otherwise than
-    through attention over token trees.
+    a matrix, whose attention its config alone shows to be unfit, or whose layers mix tokens otherwise than through
+    attention over token trees.
 
     Raises:
         ConfigError: naming the model.
@@ -214,7 +214,7 @@ def check_trunk_and_head(model: Any, name: str) -> None:
     changing = [entry for entry in CHANGES_LOGITS if getattr(model.config, entry, None) not in (None, 1, 1.0)]
     if changing:
         raise ConfigError(f"model {name!r} changes its logits after the head ({changing[0]}): not supported yet")
-    refuse_limits(model.config, name)
+    refuse_by_config(model.config, name)
     head = model.get_output_embeddings()
     if not isinstance(head, AskedHead):
         raise ConfigError(f"model {name!r}: its head is a {type(head).__name__}, expected a plain linear layer")

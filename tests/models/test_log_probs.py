@@ -32,7 +32,7 @@ from transformers import (
 
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models import log_probs
-from lightning_dadpo.models.attention import TOKEN_TREES, refuse_limits
+from lightning_dadpo.models.attention import TOKEN_TREES, refuse_by_config
 from lightning_dadpo.models.loading import load_model
 from lightning_dadpo.models.log_probs import (
     Kernels,
@@ -348,14 +348,58 @@ def test_a_mixture_of_experts_without_a_window_passes_the_check() -> None:
 )
 def test_layers_that_see_a_part_of_what_stands_before_are_refused(limit: str, config: Any) -> None:
     with pytest.raises(ConfigError, match=f"model 'limited': its attention uses {limit}, which packed") as refused:
-        refuse_limits(config, "limited")
+        refuse_by_config(config, "limited")
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config, SmolLM3Config, Qwen2MoeConfig])
 def test_layers_that_see_all_that_stands_before_are_not_refused(kind: Any) -> None:
-    refuse_limits(kind(**SMALL), "whole")
-    refuse_limits(MistralConfig(**SMALL, sliding_window=None), "whole")
+    refuse_by_config(kind(**SMALL), "whole")
+    refuse_by_config(MistralConfig(**SMALL, sliding_window=None), "whole")
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "llama3": {
+        "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 24,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 24},
+    "dynamic": {"factor": 4.0},
+    "longrope": {
+        "factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0],
+        "original_max_position_embeddings": 24,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_a_rope_that_follows_the_longest_row_is_refused_and_others_are_not(kind: str) -> None:
+    """Under those, and no others, a row's log-prob changes with its neighbours."""
+    torch.manual_seed(0)
+    longest = 24 if kind == "dynamic" else 96
+    ropes = {"rope_type": kind, "rope_theta": 1e4} | ROPES[kind]
+    sizes = SMALL | {"vocab_size": VOCABULARY, "max_position_embeddings": longest}
+    model = in_trees(LlamaForCausalLM, LlamaConfig(**sizes, initializer_range=0.3, rope_parameters=ropes))
+    batch = batch_of([(6, 8), (20, 20)])
+    with torch.no_grad():
+        alone, beside = (packed_log_probs(model, rows).total[0] for rows in (one_row(batch, 0), batch))
+    if kind in ("dynamic", "longrope"):
+        assert (alone - beside).abs() > 0.1
+        with pytest.raises(ConfigError, match=rf"^model .roped.: its attention uses {kind} RoPE .*, which") as found:
+            check_trunk_and_head(model, "roped")
+        assert "\n" not in str(found.value)
+    else:
+        assert beside.item() == pytest.approx(alone.item(), rel=1e-5)
+        check_trunk_and_head(model, "roped")
+
+
+@pytest.mark.parametrize("ropes", [{"type": "dynamic"}, {"full_attention": {"rope_type": "dynamic"}}])
+def test_a_rope_is_found_under_its_old_name_and_layer_by_layer(ropes: dict[str, Any]) -> None:
+    config = LlamaConfig(**SMALL)
+    config.rope_parameters = ropes
+    with pytest.raises(ConfigError, match="dynamic RoPE"):
+        refuse_by_config(config, "roped")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
