@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lightning_dadpo.logprobs.linear import default_chunk_tokens
+from lightning_dadpo.logprobs.linear import default_chunk_tokens, product_dtype
 
 __all__ = ["Predictor", "Divergence", "linear_divergences"]
 
@@ -41,6 +41,9 @@ def linear_divergences(
 ) -> Float[Tensor, "divergences predictions"]:
     """Each divergence at each prediction, in nats; gradients reach the student alone.
 
+    Under autocast the matrix products run in the autocast dtype, each chunk's with a cast of its own: autocast would
+    keep one for all chunks, in whose 16 bits their gradients of the weight would be added up.
+
     Args:
         student, teacher: of the same predictions; widths of states and of vocabularies may differ.
         divergences: what to compute of each chunk's two sets of logits.
@@ -49,12 +52,16 @@ def linear_divergences(
     assert len(student.states) == len(teacher.states), "teacher and student predict different numbers of tokens"
     widths = student.weight.shape[0] + teacher.weight.shape[0]
     chunk = chunk_tokens or default_chunk_tokens(widths, student.states.device)
-    teacher_weight, teacher_bias = teacher.weight.detach(), None if teacher.bias is None else teacher.bias.detach()
+    dtype, teacher_dtype = product_dtype(student.states), product_dtype(teacher.states)
+    teacher_weight = teacher.weight.detach().to(teacher_dtype)
+    teacher_bias = None if teacher.bias is None else teacher.bias.detach().to(teacher_dtype)
 
     def at(own: Tensor, others: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with torch.no_grad():
-            teacher_logits = torch.nn.functional.linear(others, teacher_weight, teacher_bias)
-        student_logits = torch.nn.functional.linear(own, weight, bias)
+        with torch.autocast(own.device.type, enabled=False):
+            with torch.no_grad():
+                teacher_logits = torch.nn.functional.linear(others.to(teacher_dtype), teacher_weight, teacher_bias)
+            cast_bias = None if bias is None else bias.to(dtype)
+            student_logits = torch.nn.functional.linear(own.to(dtype), weight.to(dtype), cast_bias)
         return torch.stack([divergence(teacher_logits, student_logits) for divergence in divergences])
 
     pieces = zip(torch.split(student.states, chunk), torch.split(teacher.states.detach(), chunk), strict=True)

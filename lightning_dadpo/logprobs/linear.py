@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["default_chunk_tokens", "linear_log_probs"]
+__all__ = ["default_chunk_tokens", "linear_log_probs", "product_dtype"]
 
 CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}
 """Memory of one chunk's float32 logits: large enough for a fast matrix product, small beside everything else."""
@@ -47,10 +47,15 @@ def linear_log_probs(
         chunk_tokens: predictions whose logits are in memory at a time; None: `default_chunk_tokens`.
     """
     chunk = chunk_tokens or default_chunk_tokens(weight.shape[0], hidden.device)
+    applied = _LinearLogProbs.apply(hidden, weight, bias, targets, chunk, product_dtype(hidden))  # type: ignore[no-untyped-call]
+    assert isinstance(applied, Tensor)
+    return applied
+
+
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """What the head multiplies these states in: autocast's format where it is on."""
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    result: Tensor = _LinearLogProbs.apply(hidden, weight, bias, targets, chunk, dtype)  # type: ignore[no-untyped-call]
-    return result
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

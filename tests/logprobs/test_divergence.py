@@ -120,6 +120,21 @@ def test_under_autocast_products_are_bfloat16_and_everything_else_float32() -> N
         assert torch.allclose(found, wanted, rtol=0.1, atol=0.1 * float(wanted.abs().max()))
 
 
+def test_under_autocast_the_weights_gradient_is_summed_over_chunks_in_float32() -> None:
+    """600 equal addends, a chunk each: a bfloat16 sum stops at 128."""
+    count = 600
+    ones, weight, bias = torch.ones(count, 1), torch.zeros(2, 1).requires_grad_(), torch.zeros(2).requires_grad_()
+    teacher = Predictor(ones, torch.zeros(2, 1), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        surprise = linear_divergences(
+            Predictor(ones, weight, bias), teacher, [lambda te, st: -st.float().log_softmax(-1)[:, 0]], 1
+        )
+    surprise.sum().backward()  # type: ignore[no-untyped-call]
+    for found in (weight.grad, bias.grad):
+        assert found is not None
+        assert found.flatten().tolist() == [-300.0, 300.0]  # 1/2 each
+
+
 def test_no_more_logits_than_one_chunks_are_ever_in_memory() -> None:
     class Largest(TorchDispatchMode):
         rows = 0
