@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from lightning_dadpo.cli.experiment import Experiment
+from lightning_dadpo.cli.experiment import Experiment, FitRecipe
+from lightning_dadpo.cli.recipe import merged_settings
 from lightning_dadpo.cli.stages import Stage
+from lightning_dadpo.errors import DataError
 from lightning_dadpo.models.spec import ModelSpec
 
 __all__ = ["estimate_minutes"]
@@ -26,6 +30,25 @@ UNLIMITED = 256
 
 
 @dataclass(frozen=True)
+class _Sizes:
+    """Parameters of models.
+
+    Attributes:
+        teacher: of the teacher.
+        student: of every model that the experiment makes itself, and of the one that it starts from.
+        frozen: by path, of the teacher and of further anchors.
+    """
+
+    teacher: float
+    student: float
+    frozen: dict[str, float]
+
+    def of(self, model: dict[str, Any]) -> float:
+        """Of the model that a stage's settings name."""
+        return self.frozen.get(model["path"], self.student)
+
+
+@dataclass(frozen=True)
 class _Work:
     """FLOPs of one stage, and which share of the matmul rate it runs at."""
 
@@ -34,63 +57,94 @@ class _Work:
 
 
 def estimate_minutes(experiment: Experiment, stages: list[Stage], waiting: list[Stage]) -> float | None:
-    """Minutes for the stages that wait; None when the teacher's size cannot be read before it is loaded."""
+    """Minutes for the stages that wait; None when the size of a model cannot be read before it is loaded."""
     from lightning_dadpo.models.numerics import inference_precision, matmul_rate, training_precision
 
-    size = _parameters(experiment.teacher)
-    if size is None:
+    sizes = _sizes(experiment, stages)
+    if sizes is None:
         return None
     rates = {"train": matmul_rate(training_precision()), "other": matmul_rate(inference_precision())}
     seconds = 0.0
     for stage in waiting:
-        work = _work(experiment, stage, size)
+        work = _work(experiment, stage, sizes)
         rate = rates["train" if stage.command == "fit" else "other"]
         seconds += SECONDS_A_STAGE + work.flops / (work.share * rate)
         if stage.name == "teacher" and experiment.teacher.gguf_file is not None:
-            seconds += size / DEQUANTIZED_A_SECOND
+            seconds += sizes.teacher / DEQUANTIZED_A_SECOND
     return seconds / 60
 
 
-def _parameters(teacher: ModelSpec) -> float | None:
-    """From the weights' size on disk; a 4-bit GGUF holds about 0.69 bytes a parameter, its embeddings included."""
-    from pathlib import Path
+def _sizes(experiment: Experiment, stages: list[Stage]) -> _Sizes | None:
+    """The models of an experiment; None when one is not here to be measured."""
+    models = (experiment.teacher, *experiment.anchors.values())
+    frozen = {model.path: size for model in models if (size := _parameters(model)) is not None}
+    if any(model.path not in frozen for model in models):
+        return None
+    teacher = frozen[experiment.teacher.path]
+    frozen |= {str(stage.folder): teacher for stage in stages if stage.name == "teacher"}  # it as a folder
+    if experiment.prune is not None:
+        return _Sizes(teacher, teacher * (1 - experiment.prune.share), frozen)
+    assert experiment.student is not None
+    student = _parameters(experiment.student)
+    return None if student is None else _Sizes(teacher, student, frozen)
 
-    folder = Path(teacher.location())
-    if teacher.gguf_file is not None and (folder / teacher.gguf_file).is_file():
-        return (folder / teacher.gguf_file).stat().st_size / 0.69
-    found = list(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return sum(file.stat().st_size for file in found) / 4 if found else None
+
+def _parameters(model: ModelSpec) -> float | None:
+    """As the headers of its weight files count them; a 4-bit GGUF holds about 0.69 bytes each, embeddings included."""
+    from lightning_dadpo.reports.weights import read_weights
+
+    folder = Path(model.location())
+    if model.gguf_file is not None and (folder / model.gguf_file).is_file():
+        return (folder / model.gguf_file).stat().st_size / 0.69
+    try:
+        return float(sum(read_weights(folder).formats.values()))
+    except DataError:
+        return None
 
 
-def _work(experiment: Experiment, stage: Stage, size: float) -> _Work:
+def _work(experiment: Experiment, stage: Stage, sizes: _Sizes) -> _Work:
     response = experiment.sampling.max_new_tokens / 2
     row, pair = PROMPT_TOKENS + response, PROMPT_TOKENS + 2 * response
     limits = {split: file.limit or UNLIMITED for split, file in experiment.prompts.items()}
     drawn, again = limits["train"] + limits["validation"], _drawn_again(experiment, stage, limits["train"])
-    student = size * (1 - experiment.prune.share) if experiment.prune is not None else size
-    asked = size if stage.name.endswith("-teacher") else student
     shares = SHARE_OF_MATMUL_RATE
     if stage.command == "sample":
         rows = sum(file["limit"] or UNLIMITED for file in stage.settings["prompts"].values())
         rows *= stage.settings.get("responses_per_prompt", 1)
-        return _Work(2 * asked * rows * row, shares["sample"])
+        return _Work(2 * sizes.of(stage.settings["model"]) * rows * row, shares["sample"])
     if stage.command == "score":  # what is known is not scored again: pairs of earlier rounds, by the same model
         scored = drawn + (0 if "known" in stage.settings else again)
-        return _Work(2 * asked * pair * scored, shares["score"])
+        return _Work(2 * sizes.of(stage.settings["model"]) * pair * scored, shares["score"])
     if stage.command == "score-responses":
-        return _Work(2 * asked * row * drawn * experiment.responses_per_prompt, shares["score"])
+        rows = drawn * experiment.responses_per_prompt
+        return _Work(2 * sizes.of(stage.settings["model"]) * row * rows, shares["score"])
     if stage.command == "prune":
         assert experiment.prune is not None
-        return _Work(2 * (size + student) * row * experiment.prune.rows, shares["score"])
+        return _Work(2 * (sizes.teacher + sizes.student) * row * experiment.prune.rows, shares["score"])
     if stage.command == "evaluate":
         students = len(stage.settings["candidates"])
         read = PROMPT_TOKENS + (1 + students) * response  # by the teacher: everybody's at once
-        return _Work(2 * (size * read + student * students * pair) * limits[experiment.evaluate_on], shares["evaluate"])
+        both = sizes.teacher * read + sizes.student * students * pair
+        return _Work(2 * both * limits[experiment.evaluate_on], shares["evaluate"])
     if stage.command == "fit":
-        epochs = stage.settings.get("trainer", {}).get("max_epochs", 1)
-        tokens = row if stage.name == "dsft" else pair
-        return _Work(6 * student * epochs * (limits["train"] + again) * tokens, shares["train"])
+        on_pairs = stage.settings["model"]["class_path"] == "PreferenceModule"
+        tokens = (limits["train"] + again) * (pair if on_pairs else row)
+        return _Work(_a_token(stage, sizes) * tokens * _epochs(stage), shares["train"])
     return _Work(0.0, 1.0)
+
+
+def _a_token(stage: Stage, sizes: _Sizes) -> float:
+    """FLOPs of a training for each token: the student's passes, and the forward passes of models that are live."""
+    said = stage.settings["model"]["init_args"]
+    asked = [said.get("teacher"), *(source.get("model") for source in said.get("anchors", {}).values())]
+    return 6 * sizes.student + 2 * sum(sizes.of(model) for model in asked if model is not None)
+
+
+def _epochs(stage: Stage) -> int:
+    """Of a training, as its files and its settings over them say."""
+    said = merged_settings(FitRecipe(list(stage.configs), stage.settings))
+    epochs: int = said.get("trainer", {}).get("max_epochs", 1)
+    return epochs
 
 
 def _drawn_again(experiment: Experiment, stage: Stage, prompts: int) -> float:

@@ -284,34 +284,6 @@ def test_the_rounds_say_who_drew_who_is_the_reference_and_what_was_trained_on() 
     }
 
 
-def test_rounds_and_candidates_are_counted_in_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_dadpo.cli import estimate
-
-    monkeypatch.setattr(estimate, "_parameters", lambda teacher: 1e8)
-    monkeypatch.setattr("lightning_dadpo.models.numerics.matmul_rate", lambda precision: 1e10)
-
-    def minutes(experiment: Experiment) -> float:
-        planned = plan_stages(experiment)
-        found = estimate.estimate_minutes(experiment, planned, planned)
-        assert found is not None
-        return found
-
-    one = minutes(DEMO)
-    two, mixed = minutes(changed(rounds=2)), minutes(changed(rounds=2, mix=Mix(1.0)))
-    assert one < two < mixed < 3 * one
-    assert mixed < minutes(changed(rounds=2, mix=Mix(1.0), reference="moved"))
-    assert minutes(changed(**BEST)) > 1.5 * one
-
-
-def test_an_evaluation_is_counted_as_it_reads() -> None:
-    """Each of four students a prompt with two answers, the teacher one with all five; half of 48 tokens each. A student
-    is four fifths of the teacher."""
-    from lightning_dadpo.cli import estimate
-
-    found = estimate._work(DEMO, stages(DEMO)["evaluation"], 1e8)
-    assert found.flops == pytest.approx(2e8 * 32 * (0.8 * 4 * (30 + 24 + 24) + (30 + 5 * 24)))
-
-
 def test_choosing_settings_on_validation_prompts_trains_the_same_students_and_reads_no_held_out_answer() -> None:
     final, tuning = stages(DEMO), stages(changed(evaluate_on="validation"))
     drawn = [name for name in tuning if name.startswith("sample-validation-")]
