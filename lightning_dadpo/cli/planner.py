@@ -14,7 +14,7 @@ from lightning_dadpo.data.prompts import PromptFile
 from lightning_dadpo.data.rows import content_digest
 from lightning_dadpo.models.spec import ModelSpec
 
-__all__ = ["Stage", "Planner", "CODE_FORMAT", "judging_model"]
+__all__ = ["Stage", "Planner", "CODE_FORMAT", "judging_model", "values_of"]
 
 CODE_FORMAT = 3
 """Raised when what a stage computes changes, so that old folders are not taken for new ones."""
@@ -62,7 +62,7 @@ class Planner:
         configs: Any = (),
         aside: dict[str, Any] | None = None,
     ) -> str:
-        """A stage whose folder's name changes with its settings, its inputs' names and the files it reads.
+        """A stage whose folder's name changes with its settings, its inputs' names and what the files it reads say.
 
         Args:
             name: the stage's.
@@ -73,8 +73,7 @@ class Planner:
             aside: further settings that save work and decide nothing.
         """
         inside = yaml.safe_dump(settings).replace(str(self.root), "ROOT")
-        files = [Path(file).read_text("utf-8") for file in configs]
-        key = content_digest(CODE_FORMAT, command, inside, outside, files)[:8]
+        key = content_digest(CODE_FORMAT, command, inside, outside, [values_of(file) for file in configs])[:8]
         folder = self.root / f"{name}-{key}"
         self.stages.append(Stage(name, command, settings | (aside or {}), folder, tuple(configs)))
         return str(folder)
@@ -171,6 +170,11 @@ def judging_model(judge: dict[str, Any]) -> dict[str, Any] | None:
     """The model whose weights decide a judge's verdicts; None for one behind a server, whose name is all we know."""
     model = judge.get("init_args", {}).get("model")
     return model if isinstance(model, dict) else None
+
+
+def values_of(file: str) -> str:
+    """What a YAML file says: neither its comments nor the order of its keys."""
+    return yaml.safe_dump(yaml.safe_load(Path(file).read_text("utf-8")))
 
 
 def _text(path: str) -> str:

@@ -17,6 +17,7 @@ import yaml
 from lightning_dadpo.cli.curves import join_curves
 from lightning_dadpo.cli.experiment import Experiment, read_experiment
 from lightning_dadpo.cli.functions import SPLIT
+from lightning_dadpo.cli.planner import values_of
 from lightning_dadpo.cli.processes import run_stage
 from lightning_dadpo.cli.round_record import record_rounds
 from lightning_dadpo.cli.stages import Stage, plan_rounds, plan_stages
@@ -165,7 +166,7 @@ def _run_stage(experiment: Experiment, stage: Stage) -> int:
 
 def _fit(experiment: Experiment, stage: Stage, settings: Path) -> None:
     """A training in a draft of its own; a failed one leaves its checkpoints there, to go on with."""
-    made_from = {"settings": stage.settings, "configs": {file: Path(file).read_text("utf-8") for file in stage.configs}}
+    made_from = {"settings": stage.settings, "configs": {file: values_of(file) for file in stage.configs}}
     with draft(stage.folder, "fit", made_from) as work:
         overlay = _trainer_overlay(experiment, stage, work.path)
         command = [*_dadpo(experiment.launch), "fit"]

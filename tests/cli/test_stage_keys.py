@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lightning_dadpo.cli import running
 from lightning_dadpo.cli.experiment import Experiment, FitRecipe, Prune, read_experiment
 from lightning_dadpo.cli.planner import Planner
 from lightning_dadpo.cli.stages import plan_stages
@@ -110,3 +111,50 @@ def test_a_training_is_named_by_the_judge_that_watches_it_too(tmp_path: Path) ->
     second = folders(said)
     changed = {name for name in first if first[name] != second[name]}
     assert changed == {"mine", "model-mine", "sample-heldout-mine", "evaluation"}
+
+
+def with_own_copies(said: Experiment, folder: Path) -> tuple[Experiment, Path]:
+    """Its objective's files copied into the folder, to be changed there; and the first of them."""
+    (name, recipe), *_ = said.objectives.items()
+    copies = [folder / Path(file).name for file in recipe.configs]
+    for file, copy in zip(recipe.configs, copies, strict=True):
+        copy.write_text(Path(file).read_text("utf-8"), "utf-8")
+    return replace(said, objectives={name: replace(recipe, configs=[str(copy) for copy in copies])}), copies[0]
+
+
+def test_comments_and_the_order_of_keys_name_no_folder_and_a_value_does(tmp_path: Path) -> None:
+    """Planted: with a digest of the file's text the training and all behind it were made again for a comment."""
+    said, file = with_own_copies(experiment(tmp_path), tmp_path)
+    file.write_text("trainer:\n  devices: 1\n  max_epochs: 1\n", "utf-8")
+    first = folders(said)
+    for same in (
+        "# of another mind\ntrainer:\n\n  devices: 1  # one\n  max_epochs: 1\n",
+        "trainer: {max_epochs: 1, devices: 1}\n",
+    ):
+        file.write_text(same, "utf-8")
+        assert folders(said) == first
+    file.write_text("trainer:\n  devices: 1\n  max_epochs: 2\n", "utf-8")
+    second = folders(said)
+    changed = {name for name in first if first[name] != second[name]}
+    assert changed == {"mine", "model-mine", "sample-heldout-mine", "evaluation"}
+
+
+def test_a_training_that_was_cut_off_goes_on_when_a_comment_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder's name is the same, so what was begun there must be taken for the same too."""
+    said, file = with_own_copies(experiment(tmp_path), tmp_path)
+    begun: list[Path] = []
+
+    def cut_off(command: list[str]) -> int:
+        begun.extend(tmp_path.glob("run/mine-*.partial"))
+        return 1
+
+    monkeypatch.setattr(running, "_start", cut_off)
+    (tmp_path / "run" / "settings").mkdir(parents=True)
+    for comment in ("# before\n", "# after\n"):
+        file.write_text(comment + file.read_text("utf-8"), "utf-8")
+        (stage,) = (stage for stage in plan_stages(said) if stage.name == "mine")
+        assert running._run_stage(said, stage) == 1
+    assert len(begun) == 2
+    assert begun[0] == begun[1]
