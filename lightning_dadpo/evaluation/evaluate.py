@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_dadpo.data.artifacts import draft, finished, write_atomically
 from lightning_dadpo.data.rows import STRICT, ResponseRow, RowWriter, read_rows
 from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.evaluation.answers import check_same_sampler
 from lightning_dadpo.evaluation.bootstrap import Interval, mean_interval, ratio_interval
 from lightning_dadpo.evaluation.distances import BothAnswers, distance_sums, read_both
 from lightning_dadpo.evaluation.left_out import leave_out, training_digests
@@ -27,7 +28,6 @@ from lightning_dadpo.evaluation.subjects import (
     Subject,
     check_finite_weights,
     check_same_prompts,
-    check_same_sampler,
     check_vocabulary,
     read_subject,
     without,

@@ -10,7 +10,7 @@ from typing import Any
 from lightning_dadpo.data.artifacts import draft, finished, read_manifest, write_atomically
 from lightning_dadpo.data.rows import ResponseRow, content_digest
 from lightning_dadpo.errors import ArtifactError, ConfigError, DataError
-from lightning_dadpo.evaluation.answers import Answers, read_answers
+from lightning_dadpo.evaluation.answers import Answers, check_same_sampler, read_answers
 from lightning_dadpo.evaluation.asking import InBothOrders, Judged, judged_rows
 from lightning_dadpo.evaluation.judge_tables import say_preferences
 from lightning_dadpo.evaluation.judges import Comparison, Judge
@@ -58,13 +58,14 @@ def judge(
     Raises:
         ConfigError: no candidates, or a number out of range; or the judge cannot be asked.
         ArtifactError: a folder is incomplete or of another kind, or a validation is another judge's.
-        DataError: models answered different prompts, candidates were sampled under different settings, or every prompt
-            was trained on.
+        DataError: models answered different prompts or were sampled under different settings, or every prompt was
+            trained on.
     """
     _check_arguments(candidates, resamples)
     other = read_answers("opponent", opponent, split)
     sides = [read_answers(name, folder, split) for name, folder in candidates.items()]
     _check_same_questions(other, sides)
+    check_same_sampler([other, *sides] if other.sampler else sides)  # an imported file does not say
     validated = [_validation(folder, judge) for folder in validations or []]
     identity = judge.identity()
     made_from = {
@@ -88,8 +89,9 @@ def judge(
             }
             write_atomically(work.path / PREFERENCE, json.dumps(found, indent=1, allow_nan=False) + "\n")
             work.counts = {"models": len(sides), "prompts": len(other.rows) - len(left_out), **judged.counts}
+            work.results = {"sampler": sides[0].sampler, "opponent_sampler": other.sampler}
             if trained_on:
-                work.results = {"left_out": {prompt: str(overlap) for prompt, overlap in left_out.items()}}
+                work.results["left_out"] = {prompt: str(overlap) for prompt, overlap in left_out.items()}
     say_preferences(json.loads((Path(out) / PREFERENCE).read_text("utf-8")))
     return Path(out)
 
@@ -129,7 +131,7 @@ def _row(model: str, own: ResponseRow, other: ResponseRow, said: InBothOrders) -
 
 
 def _check_same_questions(opponent: Answers, sides: list[Answers]) -> None:
-    """Refuse candidates that answered other conversations than the opponent, or under other settings than another."""
+    """Refuse candidates that answered other conversations than the opponent."""
     for side in sides:
         if lacking := sorted(opponent.rows.keys() ^ side.rows.keys()):
             raise DataError(
@@ -139,11 +141,6 @@ def _check_same_questions(opponent: Answers, sides: list[Answers]) -> None:
         for prompt, row in side.rows.items():
             if row.messages != opponent.rows[prompt].messages:
                 raise DataError(f"{side.folder}: prompt {prompt!r} is another conversation than in {opponent.folder}")
-        if side.sampler != sides[0].sampler:
-            raise DataError(
-                f"{side.folder}: {side.name} was sampled under {side.sampler}, {sides[0].name} under "
-                f"{sides[0].sampler}; expected the same, since a cooler sampler alone moves every verdict"
-            )
 
 
 def _validation(folder: str, judge: Judge) -> dict[str, Any]:

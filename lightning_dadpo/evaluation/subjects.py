@@ -15,7 +15,7 @@ from lightning_dadpo.models.spec import ModelSpec
 
 __all__ = [
     "Candidate", "Subject", "read_subject", "without",
-    "check_same_prompts", "check_same_sampler", "check_vocabulary", "check_finite_weights",
+    "check_same_prompts", "check_vocabulary", "check_finite_weights",
 ]  # fmt: skip
 
 Model = Any
@@ -110,23 +110,6 @@ def check_same_prompts(teacher: Subject, students: list[Subject]) -> None:
                 raise DataError(
                     f"{student.folder}: prompt {prompt!r} has other token ids than in {teacher.folder}: "
                     "the two models need one tokenizer and one chat template"
-                )
-
-
-def check_same_sampler(students: list[Subject]) -> None:
-    """Refuse students sampled under different settings: a cooler sampler alone moves every number.
-
-    Raises:
-        DataError: naming the setting and both values.
-    """
-    first = students[0]
-    for other in students[1:]:
-        for setting in sorted(first.sampler.keys() | other.sampler.keys()):
-            values = first.sampler.get(setting), other.sampler.get(setting)
-            if values[0] != values[1]:
-                raise DataError(
-                    f"{other.folder}: sampler setting {setting} is {values[1]} for {other.name} but {values[0]} for "
-                    f"{first.name}; expected the same"
                 )
 
 

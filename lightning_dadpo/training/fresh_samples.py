@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from lightning_dadpo.data.rows import ResponseRow
-from lightning_dadpo.errors import ConfigError
+from lightning_dadpo.evaluation.answers import check_same_sampler
 from lightning_dadpo.evaluation.asking import UNREADABLE, ask, refuse_unreadable
 from lightning_dadpo.evaluation.judges import Comparison, Judge
 from lightning_dadpo.evaluation.preference_rate import POINTS, Verdict, combine, longer_wins
@@ -62,16 +65,20 @@ def verdict_values(said: Sequence[Verdict], asked: Sequence[Comparison]) -> dict
     }
 
 
+@dataclass(frozen=True)
+class _Student:
+    """The student in training, as somebody whose answers are compared."""
+
+    name: str
+    folder: Path
+    sampler: dict[str, Any]
+
+
 def check_drawn_alike(subject: Subject, settings: SamplerSettings) -> None:
     """Refuse to judge texts that were drawn otherwise than those that they are held against.
 
     Raises:
-        ConfigError: naming the setting and both values.
+        DataError: naming the setting and both values.
     """
-    for name in ("temperature", "top_p", "max_new_tokens"):
-        own, theirs = getattr(settings, name), subject.sampler.get(name, getattr(settings, name))
-        if own != theirs:
-            raise ConfigError(
-                f"WatchDistances: a judge, and sampler.{name} {own} where the teacher's responses were drawn with "
-                f"{theirs}; expected the same"
-            )
+    if subject.sampler:  # an imported file does not say
+        check_same_sampler([subject, _Student("the judged student", Path("WatchDistances"), asdict(settings))])

@@ -109,9 +109,9 @@ class WatchDistances(L.Callback):
         """Read the responses, so that a mistake shows before anything trains.
 
         Raises:
-            ConfigError: the strategy shards the student, the module has none, another one watches too, or a judge would
+            ConfigError: the strategy shards the student, the module has none, or another one watches too.
+            ArtifactError, DataError: the responses are not the teacher's, or do not fit one another; or a judge would
                 compare what was drawn under different settings.
-            ArtifactError, DataError: the responses are not the teacher's, or do not fit one another.
         """
         if stage not in ("fit", "validate"):
             return

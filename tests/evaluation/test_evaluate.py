@@ -291,6 +291,15 @@ def test_A9_refuses_another_sampler(world: World, tmp_path: Path) -> None:
     assert said == "/of-b: sampler setting temperature is 1.0 for b but 0.7 for a; expected the same"
 
 
+def test_students_that_drew_under_other_seeds_are_compared(
+    world: World, summary: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = save(tmp_path / "of-b", world.students["b"], world.rows["b"], seed=99)
+    specs = {name: ModelSpec(str(path)) for name, path in world.students.items()}
+    candidates = {"a": Candidate(specs["a"], world.responses["a"]), "b": Candidate(specs["b"], folder)}
+    assert world.evaluate(tmp_path / "out", candidates=candidates) == summary
+
+
 def test_refuses_token_ids_beyond_the_vocabulary(world: World, tmp_path: Path) -> None:
     rows = [replace(world.rows["b"][0], token_ids=[VOCABULARY]), *world.rows["b"][1:]]
     said = refused(world, tmp_path, DataError, rows)

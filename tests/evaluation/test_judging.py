@@ -50,8 +50,11 @@ def rows(texts: Sequence[str], questions: Sequence[str] = QUESTIONS) -> list[Res
     ]
 
 
-def save(folder: Path, found: list[ResponseRow], **sampler: Any) -> str:
-    made_from = {"model": folder.name, "sampler": {"temperature": 0.7} | sampler}
+SAMPLER = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 64, "seed": 1}
+
+
+def save(folder: Path, found: list[ResponseRow], sampled: bool = True, **sampler: Any) -> str:
+    made_from = {"model": folder.name} | ({"sampler": SAMPLER | sampler} if sampled else {})
     with draft(folder, "responses", made_from) as work, RowWriter(work.path / "rows.jsonl") as writer:
         writer.write(*found)
     return str(folder)
@@ -207,7 +210,28 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_asked(folders: di
     refused(DataError, "'p0' is another conversation", folders, out, candidates={"a": other})
     refused(DataError, "'p0' is answered twice", folders, out, candidates={"a": twice})
     refused(DataError, "no response of split 'validation'", folders, out, split="validation")
-    refused(DataError, "expected the same", folders, out, candidates={"a": folders["long"], "b": cool})
+    both = {"a": folders["long"], "b": cool}
+    said = "cool: sampler setting temperature is 0.1 for b but 0.7 for "
+    refused(DataError, f"{said}opponent; expected the same", folders, out, candidates=both)
+    imported = save(tmp_path / "imported", rows(OPPONENT), sampled=False)
+    refused(DataError, f"{said}a; expected the same", folders, out, candidates=both, opponent=imported)
+    for setting in ("temperature", "top_p", "max_new_tokens"):
+        changed: dict[str, Any] = {setting: 0.5}
+        other = save(tmp_path / setting, rows(OPPONENT), **changed)
+        said = f"sampler setting {setting} is {SAMPLER[setting]} for long but 0.5 for opponent"
+        refused(DataError, said, folders, out, opponent=other)
+
+
+def test_seeds_may_differ_and_the_manifest_says_how_everybody_answered(folders: dict[str, str], tmp_path: Path) -> None:
+    """An experiment's teacher and its students draw under different seeds; an imported file says nothing."""
+    candidates = {"a": folders["long"], "b": save(tmp_path / "reseeded", rows(SHORT), seed=7)}
+    opponents = {name: save(tmp_path / name, rows(OPPONENT), **said) for name, said in (
+        ("teacher", {"seed": 9}), ("imported", {"sampled": False})
+    )}  # fmt: skip
+    for name, opponent in opponents.items():
+        judged(folders, tmp_path / f"by-{name}", LongerJudge(), candidates=candidates, opponent=opponent)
+        results = read_manifest(tmp_path / f"by-{name}", "verdicts").results
+        assert results == {"sampler": SAMPLER, "opponent_sampler": SAMPLER | {"seed": 9} if name == "teacher" else {}}
 
 
 def test_runs_from_a_yaml_with_a_class_path(

@@ -235,8 +235,12 @@ def test_every_rank_takes_part_once_whatever_becomes_of_rank_0(
 def test_texts_that_were_drawn_otherwise_and_a_judge_that_is_not_there_are_refused(home: Path) -> None:
     trainer: Any = SimpleNamespace(strategy=None, is_global_zero=True, callbacks=[])
     cooler = watcher(home, sampler=SamplerSettings(temperature=0.3), judge=Taster())
-    with pytest.raises(ConfigError, match=r"sampler.temperature 0.3 where the teacher's responses were drawn with 1.0"):
+    with pytest.raises(DataError) as refused:
         cooler.setup(trainer, SupervisedModule(ModelSpec(str(home / "student"))), "fit")
+    assert str(refused.value) == (
+        "WatchDistances: sampler setting temperature is 0.3 for the judged student but 1.0 for teacher; "
+        "expected the same"
+    )
     absent = watcher(home, sampler=SETTINGS, judge=LikelihoodJudge(ModelSpec("./nowhere")))
     with pytest.raises(ConfigError, match=r"model path './nowhere': no such folder"):
         absent.setup(trainer, SupervisedModule(ModelSpec(str(home / "student"))), "fit")

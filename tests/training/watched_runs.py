@@ -78,7 +78,10 @@ def answer(model: Path, who: str, number: int) -> list[int]:
 
 def write_responses(folder: Path, model: Path, who: str, numbers: Iterable[int]) -> None:
     """Odd numbers are validation prompts, of very different lengths."""
-    made_from = {"model": model_digest(ModelSpec(str(model))), "sampler": {"temperature": 1.0}}
+    made_from = {
+        "model": model_digest(ModelSpec(str(model))),
+        "sampler": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 6},
+    }
     with draft(folder, "responses", made_from) as work, RowWriter(work.path / "rows.jsonl") as writer:
         for number in numbers:
             row = ResponseRow(

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lightning_dadpo.errors import ConfigError, DataError
-from lightning_dadpo.evaluation.answers import Answers
+from lightning_dadpo.evaluation.answers import Answers, check_same_sampler
 from lightning_dadpo.evaluation.bootstrap import Interval
 
 __all__ = ["check_one_sampler", "with_interval"]
-
-DECIDES_THE_TEXT = ("temperature", "top_p", "max_new_tokens")
-"""Sampler settings that move every score; seeds may differ."""
 
 
 def check_one_sampler(candidates: list[Answers]) -> None:
@@ -23,15 +20,9 @@ def check_one_sampler(candidates: list[Answers]) -> None:
     """
     if not candidates:
         raise ConfigError("candidates: none given, expected at least one")
+    check_same_sampler(candidates)
     first = candidates[0]
     for other in candidates[1:]:
-        for setting in DECIDES_THE_TEXT:
-            values = first.sampler.get(setting), other.sampler.get(setting)
-            if values[0] != values[1]:
-                raise DataError(
-                    f"{other.folder}: sampler setting {setting} is {values[1]} for {other.name} but {values[0]} for "
-                    f"{first.name}; expected the same"
-                )
         if lacking := sorted(first.rows.keys() ^ other.rows.keys()):
             has, lacks = (first, other) if lacking[0] in first.rows else (other, first)
             raise DataError(
