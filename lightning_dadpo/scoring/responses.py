@@ -74,7 +74,8 @@ def score_responses(
     rows = _different(Path(responses) / ROWS)
     _check_reads_the_same_text(load_tokenizer(model), model.path, rows)
     loaded = load_frozen(model, precision, device)
-    check_trunk_and_head(loaded, model.path)
+    with autocast(precision, device):
+        check_trunk_and_head(loaded, model.path)
     own = manifest.made_from["model"] == digest
     with shared_draft(out, "response_scores", made_from, ranks) as work, autocast(precision, device):
         _score_all(work, loaded, rows, budget, device)

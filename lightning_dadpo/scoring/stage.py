@@ -109,9 +109,9 @@ def score(
     rows = rows_to_read(pairs, model, tokenizer, read, ranks.leads)
     made_from["read"] = "text" if isinstance(rows, TextPairs) else "ids"
     loaded = load_frozen(model, precision, device)
-    check_trunk_and_head(loaded, model.path)
-    if ranks.leads:
-        with autocast(precision, device):
+    with autocast(precision, device):
+        check_trunk_and_head(loaded, model.path)
+        if ranks.leads:
             print(f"{device.type}, {precision}, {describe_kernels(loaded)}, batches of at most {budget} tokens")
     scorer = AutocastScorer(LiveScorer(loaded), precision)
     sides = [side for side in ("chosen", "rejected") if manifest.made_from.get(f"{side}_model") == digest]

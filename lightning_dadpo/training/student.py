@@ -131,15 +131,16 @@ class StudentModule(L.LightningModule):
         return model
 
     def _check_models(self) -> None:
-        """Hold every model to what the fast path needs; here, since a sharded model answers no earlier.
+        """Hold every model to what the fast path needs, as it will run; here, since a sharded one answers no earlier.
 
         Raises:
             ConfigError: naming the model.
         """
-        with in_eval_mode(self.student):
-            check_trunk_and_head(self.student, self.student_spec.path)
-        for name, model in self.frozen.items():
-            check_trunk_and_head(model, name)
+        with self.trainer.precision_plugin.forward_context():
+            with in_eval_mode(self.student):
+                check_trunk_and_head(self.student, self.student_spec.path)
+            for name, model in self.frozen.items():
+                check_trunk_and_head(model, name)
 
     def on_fit_start(self) -> None:
         """Hold every model to what the fast path needs; say what was chosen for this machine, and what sets it."""

@@ -32,7 +32,7 @@ from transformers import (
 
 from lightning_dadpo.errors import ConfigError
 from lightning_dadpo.models import log_probs
-from lightning_dadpo.models.attention import TOKEN_TREES, refuse_by_config
+from lightning_dadpo.models.attention import TOKEN_TREES, MaskedRows, masked_rows, refuse_by_config
 from lightning_dadpo.models.loading import load_model
 from lightning_dadpo.models.log_probs import (
     Kernels,
@@ -45,7 +45,7 @@ from lightning_dadpo.models.log_probs import (
     response_logits,
 )
 from lightning_dadpo.models.spec import ModelSpec
-from lightning_dadpo.types import SequenceBatch, SequenceLogProbs
+from lightning_dadpo.types import PackedBatch, SequenceBatch, SequenceLogProbs
 from tests import oracles
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model
 from tests.trees import trees_of
@@ -417,6 +417,52 @@ def test_a_model_whose_layers_ignore_token_trees_is_refused(attention: str, spre
 
 def test_a_sixteen_bit_model_passes_the_check(tiny_folder: Path) -> None:
     check_trunk_and_head(load_model(ModelSpec(str(tiny_folder)), "bf16-true"), "tiny")
+
+
+def stem_unseen(batch: PackedBatch) -> MaskedRows:
+    """The layout of trees that do not see what stands before them."""
+    *stems, trees = masked_rows(batch).groups
+    before = trees.keys.shape[1] - trees.rows.shape[1]
+    mask = trees.mask.clone()
+    mask[..., :before] = -torch.inf
+    return replace(masked_rows(batch), groups=(*stems, replace(trees, mask=mask)))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_B5_the_check_sees_whether_trees_see_their_stem(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, mixed: bool
+) -> None:
+    model = load_model(ModelSpec(str(tiny_folder)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        check_trunk_and_head(model, "tiny")
+        monkeypatch.setattr(log_probs, "masked_rows", stem_unseen)
+        with pytest.raises(ConfigError, match="give different logits"):
+            check_trunk_and_head(model, "tiny")
+
+
+def test_the_check_runs_the_kernel_of_the_current_autocast(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is wrong in 16 bits alone is found where those are used, and nowhere else."""
+    model = load_model(ModelSpec(str(tiny_folder), attention="varlen"))
+    monkeypatch.setattr(
+        log_probs, "attention_kernel", lambda asked, device, dtype: "varlen" if dtype.itemsize == 2 else "sdpa"
+    )
+    monkeypatch.setattr(log_probs, "variable_lengths", stem_unseen)
+    check_trunk_and_head(model, "tiny")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ConfigError, match="give different logits"):
+        check_trunk_and_head(model, "tiny")
+
+
+def test_under_autocast_the_check_finds_what_only_the_weights_own_format_shows(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(ModelSpec(str(tiny_folder)))
+    attend = MaskedRows.attend
+    monkeypatch.setattr(MaskedRows, "attend", lambda *arguments: attend(*arguments) * 1.05)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ConfigError, match=r"give different logits \(by \d%\)"):
+        check_trunk_and_head(model, "tiny")
+    monkeypatch.setattr(log_probs, "ROUNDING_FLOAT32", 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        check_trunk_and_head(model, "tiny")
 
 
 class AdaptedHead(nn.Linear):
