@@ -24,6 +24,8 @@ pytestmark = [
 
 VOCABULARY = 128
 SIZES = [(50, 70, 40), (7, 1, 33), (1, 20, 1), (200, 130, 150)]  # prompt, chosen, rejected
+STEM, BEHIND_IT = 40, (1, 2)
+"""Tokens that stand before these prompts in common."""
 
 
 def fresh(key_heads: int) -> Any:
@@ -37,10 +39,13 @@ def fresh(key_heads: int) -> Any:
 
 
 def rows() -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Pairs of very different sizes, one of them shared into its responses."""
+    """Pairs of very different sizes, one of them shared into its responses, two behind one stem."""
     generator = torch.Generator().manual_seed(1)
     drawn = [[torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in size] for size in SIZES]
     drawn[0][2][:10] = drawn[0][1][:10]
+    stem = torch.randint(3, VOCABULARY, (STEM,), generator=generator).tolist()
+    for number in BEHIND_IT:
+        drawn[number][0][:0] = stem
     return [prompt for prompt, _, _ in drawn], [[chosen, rejected] for _, chosen, rejected in drawn]
 
 
@@ -64,6 +69,7 @@ def distance(left: Tensor, right: Tensor) -> float:
 def test_varlen_is_as_near_to_float32_as_sdpa_in_values_and_gradients(key_heads: int, mixed: bool) -> None:
     """bf16-true, and bf16-mixed, where rotary embeddings leave query and key in float32."""
     model, batch = fresh(key_heads), pack(*rows())
+    assert (STEM, len(BEHIND_IT)) in batch.stems
     exact, exact_gradient = run(model, "sdpa", batch, mixed=False)
     if not mixed:
         model = model.bfloat16()
