@@ -122,12 +122,12 @@ class ChatJudge(Judge):
             DataError: the server fails for good.
             ArtifactError: another process hangs while it asks the same judge.
         """
+        self._counts = {}  # first of all: what refuses this call leaves nothing of an earlier one to be read
         identity, asked = self.identity(), _different(comparisons)
         known = kept_rows(self.cache, identity, KeptVerdict)
         missing = {key: one for key, one in asked.items() if key not in known}
         self._refuse_dear(list(missing.values()))
         before = (self._budget.calls, self._budget.tokens_in, self._budget.tokens_out)
-        self._counts = {}
         try:
             if missing:
                 with keeping(self.cache, identity) as keep:

@@ -20,9 +20,11 @@ import openai  # noqa: F401  imported by the judge itself at its first question:
 import pytest
 
 from lightning_dadpo.errors import ArtifactError, ConfigError, DadpoError, DataError
+from lightning_dadpo.evaluation.asking import Judged, judged_rows
 from lightning_dadpo.evaluation.judges import ChatJudge, Comparison, cache
 from lightning_dadpo.evaluation.judges.cache import keeping
 from lightning_dadpo.evaluation.judges.chat_prompt import read_verdict, verdict_messages
+from lightning_dadpo.evaluation.verdicts import VerdictRow
 from lightning_dadpo.models.server_spec import ChatServerSpec
 from tests.evaluation.judges.talks import BOTH_ORDERS, COMPARISONS, talk
 from tests.servers.fake_chat import FakeChatServer
@@ -278,6 +280,28 @@ def test_a_server_that_counts_more_than_was_estimated_is_stopped(server: FakeCha
     silent.prefer(COMPARISONS[:1])
     assert silent.counts()["tokens_out"] == 8
     assert silent.counts()["tokens_in"] == sum(-(-len(m["content"]) // 4) for m in verdict_messages(COMPARISONS[0]))
+
+
+def test_a_call_that_is_refused_counts_nothing_of_the_call_before(server: FakeChatServer, tmp_path: Path) -> None:
+    """Planted: without counts that are emptied first, the two calls of the first window were written down twice."""
+
+    def asked_by(asking: ChatJudge) -> Judged[VerdictRow]:
+        windows = [[Comparison(name, talk(f"Question {name}?"), "aa", "b")] for name in ("m/q1", "m/q2")]
+        return judged_rows(
+            tmp_path / "rows.jsonl", VerdictRow, lambda row: f"{row.model}/{row.prompt_id}", asking, windows,
+            lambda one, said: VerdictRow("m", one.comparison_id[2:], said.as_is, said.swapped, "win", 2, 1, 2, 1),
+        )  # fmt: skip
+
+    server.usage = (80_000, 1)  # 0.8 for two calls, and nothing is left of what four were estimated to cost
+    prices = {"input_price": 5.0, "output_price": 5.0}
+    with pytest.raises(ConfigError, match=r"judge.max_cost 0.801: up to .* needed for 2 calls made and 2 more"):
+        asked_by(judge(server, tmp_path, max_cost=0.801, concurrency=1, **prices))
+    one_window = {"calls": 2, "tokens_in": 160_000, "tokens_out": 2, "unreadable": 0}
+    written = [json.loads(line)["counts"] for line in (tmp_path / "calls.jsonl").read_text("utf-8").splitlines()]
+    assert written == [one_window, {}]
+    gone_on = asked_by(judge(server, tmp_path))
+    assert gone_on.counts["calls"] == len(server.asked) == 4
+    assert gone_on.counts["tokens_in"] == 4 * 80_000
 
 
 @pytest.mark.parametrize("status", [None, 400, 401, 500])
