@@ -144,7 +144,7 @@ def _say_hello(experiment: Experiment, stages: list[Stage], waiting: list[Stage]
     print(describe())
     done = len(stages) - len(waiting)
     minutes = estimate_minutes(experiment, stages, waiting)
-    guess = f"about {minutes:.0f} minutes on this machine" if minutes else "no estimate for this teacher"
+    guess = f"about {minutes:.0f} minutes on this machine" if minutes else "no estimate, for a model is not here yet"
     print(f"{experiment.name}: {len(stages)} stages, {done} finished; {guess}", flush=True)
 
 
