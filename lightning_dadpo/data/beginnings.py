@@ -33,7 +33,8 @@ class Family:
 def families(prompt_ids: Sequence[Ids]) -> list[Family]:
     """Every prompt in one family, such that much is computed once: one prompt of another kind spoils nothing.
 
-    The family that saves the most tokens is taken first, then the same again among the rest.
+    The family that saves the most tokens is taken first, then the same again among the rest: time grows with the square
+    of the number of prompts, which is a batch's.
     """
     order = sorted(range(len(prompt_ids)), key=lambda prompt: tuple(prompt_ids[prompt]))
     found = []

@@ -14,7 +14,7 @@ Without a packed batch (sampling, other callers) it is transformers' own SDPA.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from typing import Any
 
@@ -88,7 +88,8 @@ class RowGroup:
             one, so nothing real looks at it.
         keys: [rows, longest stem + longest] token of each key: what a row goes on from, and then itself.
         mask: [rows, 1, longest, longest stem + longest], added to the scores: 0 where a query (third) sees a key
-            (fourth), -inf elsewhere. Made once for all layers; from booleans SDPA would make it anew in every one.
+            (fourth), -inf elsewhere. Made once for all layers in what attention runs in; from booleans, or from
+            another format, one would be made anew in every layer, and kept for the backward pass.
     """
 
     rows: Tensor
@@ -103,7 +104,7 @@ class RowGroup:
             query,
             key,
             value,
-            self.mask.to(query.dtype),
+            self.mask.to(value.dtype),  # autocast's, where query and key are still in float32
             dropout,
             scale=scaling,
             enable_gqa=key.shape[1] != query.shape[1],
@@ -122,6 +123,11 @@ class MaskedRows:
 
     groups: tuple[RowGroup, ...]
     slots: Tensor
+
+    def to(self, dtype: torch.dtype) -> MaskedRows:
+        """With masks in the format that attention runs in."""
+        groups = (replace(group, mask=group.mask.to(dtype)) for group in self.groups)
+        return MaskedRows(tuple(groups), self.slots)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
         """Attention output [tokens, heads, width] for query, key and value of that shape, each with its own heads."""

@@ -91,7 +91,8 @@ def footprint(
         ConfigError, DataError: the config cannot be read, or the adapter finds no layer.
     """
     batch = _micro_batch(lengths, tokens_per_batch, device)
-    layout = masked_rows(batch)  # real: how wide its rows are depends on what is in them
+    # real: how wide its rows are depends on what is in them
+    layout = masked_rows(batch).to(torch.float32 if precision == "32-true" else torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model_without_weights(spec, device.type).train()
         layers = decoder_layers(model, spec.path)

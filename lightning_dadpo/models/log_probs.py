@@ -23,12 +23,12 @@ from lightning_dadpo.logprobs import (
 )
 from lightning_dadpo.models.attention import Layout, masked_rows, refuse_by_config, variable_lengths
 from lightning_dadpo.models.head import AskedHead, Question, install_head, is_spread
-from lightning_dadpo.models.spec import Attention
+from lightning_dadpo.models.spec import Attention, ModelSpec, Precision
 from lightning_dadpo.types import PackedBatch, SequenceBatch, SequenceLogProbs
 
 __all__ = [
-    "Kernels", "prepare", "attention_kernel", "describe_kernels", "model_log_probs", "predictor", "predictor_log_probs",
-    "log_probs_and_divergences", "response_logits", "plain_log_probs", "check_trunk_and_head",
+    "Kernels", "prepare", "attention_kernel", "describe_backend", "describe_kernels", "model_log_probs", "predictor",
+    "predictor_log_probs", "log_probs_and_divergences", "response_logits", "plain_log_probs", "check_trunk_and_head",
 ]  # fmt: skip
 
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -71,6 +71,16 @@ def attention_kernel(asked: Attention, device: torch.device, dtype: torch.dtype)
     return "varlen" if can and asked != "sdpa" else "sdpa"
 
 
+def describe_backend(spec: ModelSpec, precision: Precision, device: torch.device) -> str:
+    """What scores are computed with, for their record.
+
+    Raises:
+        ConfigError: the model asks for a kernel that does not run there.
+    """
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    return f"transformers {attention_kernel(spec.attention, device, dtype)} {precision}"
+
+
 def _kernel(model: Any, device: torch.device) -> Literal["sdpa", "varlen"]:
     """The attention kernel under the current autocast."""
     return attention_kernel(model.kernels.attention, device, _dtype(model, device))
@@ -90,8 +100,10 @@ def describe_kernels(model: Any) -> str:
 
 
 def _layout(model: Any, batch: PackedBatch) -> Layout:
-    kernel = _kernel(model, batch.token_ids.device)
-    return variable_lengths(batch) if kernel == "varlen" else masked_rows(batch)
+    device = batch.token_ids.device
+    if _kernel(model, device) == "varlen":
+        return variable_lengths(batch)
+    return masked_rows(batch).to(_dtype(model, device))
 
 
 def _answer(model: Any, batch: PackedBatch, question: Question, layout: Layout | None = None) -> Tensor:

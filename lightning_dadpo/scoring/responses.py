@@ -21,7 +21,7 @@ from lightning_dadpo.data.rows import ResponseRow, ResponseScoreRow, read_rows, 
 from lightning_dadpo.data.shards import SharedDraft, share, shared_draft
 from lightning_dadpo.errors import AuditError, ConfigError, DataError
 from lightning_dadpo.models.loading import autocast, load_frozen, load_tokenizer, model_digest
-from lightning_dadpo.models.log_probs import attention_kernel, check_trunk_and_head, model_log_probs
+from lightning_dadpo.models.log_probs import check_trunk_and_head, describe_backend, model_log_probs
 from lightning_dadpo.models.numerics import default_device, default_tokens_per_batch, inference_precision
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.scoring.audit import BFLOAT16_NATS_A_ROOT_TOKEN, Tolerance
@@ -66,7 +66,7 @@ def score_responses(
     made_from = {
         "model": digest,
         "responses": manifest.files[ROWS],
-        "backend": f"transformers {_attention(model, device, precision)} {precision}",
+        "backend": describe_backend(model, precision, device),
         "tokens_per_batch": budget,
     }
     if finished(out, "response_scores", made_from):
@@ -83,10 +83,6 @@ def score_responses(
             work.draft.counts = {"responses": len(rows), "tokens": sum(len(row.token_ids) for row in rows)}
             work.draft.results["audit"] = _audit(work.draft.path, loaded, rows, device, precision == "32-true", own)
     return Path(out)
-
-
-def _attention(model: ModelSpec, device: torch.device, precision: Precision) -> str:
-    return attention_kernel(model.attention, device, torch.float32 if precision == "32-true" else torch.bfloat16)
 
 
 def _different(path: Path) -> RowStore[ResponseRow]:

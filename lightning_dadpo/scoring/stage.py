@@ -18,7 +18,7 @@ from lightning_dadpo.data.rows import PairRow, ScoreRow, read_rows
 from lightning_dadpo.data.shards import SharedDraft, share, shared_draft
 from lightning_dadpo.errors import AuditError, ConfigError
 from lightning_dadpo.models.loading import autocast, load_frozen, model_digest
-from lightning_dadpo.models.log_probs import attention_kernel, check_trunk_and_head, describe_kernels
+from lightning_dadpo.models.log_probs import check_trunk_and_head, describe_backend, describe_kernels
 from lightning_dadpo.models.numerics import (
     default_device,
     default_tokens_per_batch,
@@ -100,7 +100,7 @@ def score(
         "anchor": anchor,
         "model": digest,
         "pairs": manifest.files["rows.jsonl"],
-        "backend": f"transformers {_attention(model, device, precision)} {precision}",
+        "backend": describe_backend(model, precision, device),
         "tokens_per_batch": budget,
     }
     read = read or _route_taken(out)
@@ -156,10 +156,6 @@ def _audit(
     again = len(audit_rows(pairs))
     print(f"audit of {anchor}: {again} pairs scored again alone, {compared} samples against their sampler: agree")
     return {"tolerance": asdict(tolerance), "rows": again, "samples": compared}
-
-
-def _attention(model: ModelSpec, device: torch.device, precision: Precision) -> str:
-    return attention_kernel(model.attention, device, torch.float32 if precision == "32-true" else torch.bfloat16)
 
 
 def _score_all(

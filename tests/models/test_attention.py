@@ -452,6 +452,23 @@ def test_B6_varlen_refuses_a_model_that_drops_out_and_says_what_to_set(monkeypat
             model_log_probs(model.train(), batch)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_one_mask_for_all_layers_is_kept_for_the_backward_pass(mixed: bool) -> None:
+    """In bf16-mixed, SDPA would cast a float32 one anew in every layer."""
+    model, batch = fresh(dtype=torch.float32), pack(*TREES["several trees of different sizes"])
+    shape, kept = masked_rows(batch).groups[0].mask.shape, {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.shape[-2:] == shape[-2:]:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed), hooks:
+        model_log_probs(model, batch)
+    assert [tensor.dtype for tensor in kept.values()] == [torch.bfloat16 if mixed else torch.float32]
+
+
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_without_trees_it_is_transformers_sdpa_to_the_bit(mode: str, masked: bool) -> None:
