@@ -26,6 +26,8 @@ from lightning_dadpo.training.sources import PairSource
 from tests.tiny import END_OF_TURN, VOCABULARY, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
+SYSTEM_PROMPT = [77, 88, 99, 111]
+"""Ids that longer prompts begin with in common, so that batches have a stem."""
 
 
 def token_ids(count: int, generator: torch.Generator) -> list[int]:
@@ -63,6 +65,8 @@ def make_pair(number: int, split: str = "train", seed: int = 0) -> PairRow:
     """A pair of its own lengths, which nothing but its number, split and the seed decide."""
     generator = torch.Generator().manual_seed(1000 * seed + number + (500 if split != "train" else 0))
     prompt, chosen, rejected = (token_ids(int(n), generator) for n in torch.randint(2, 14, (3,), generator=generator))
+    if len(prompt) > 2 * len(SYSTEM_PROMPT):
+        prompt[: len(SYSTEM_PROMPT)] = SYSTEM_PROMPT
     return PairRow(
         pair_id=content_digest(prompt, chosen, rejected),
         prompt_id=f"{split}-{number}",
