@@ -14,7 +14,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lightning_dadpo.data.beginnings import shared_prefix
 from lightning_dadpo.data.packing import pack, tree_tokens
 from lightning_dadpo.types import PackedBatch
 from tests.tiny import END_OF_TURN
@@ -218,14 +217,6 @@ def test_a_tree_costs_no_more_than_its_sequences_alone_and_shares_all_it_can(edg
         assert all(tree_tokens(prompt, [one]) == len(prompt) + len(one) - 1 for one in group)
         inputs = [prompt + response[:-1] for response in group]
         assert alone - tree_tokens(prompt, group) == (len(group) - 1) * common_beginning(inputs)
-
-
-def test_what_sequences_begin_with_in_common() -> None:
-    assert shared_prefix([[1, 2, 3], [1, 2, 4, 5]]) == 2
-    assert shared_prefix([[1, 2], [1, 2, 3]]) == 2
-    assert shared_prefix([[1, 2, 3]]) == 3
-    assert shared_prefix([[], [1]]) == 0
-    assert shared_prefix([[1, 2, 3], [9, 2, 3]]) == 0  # equal further on does not count
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which prompts are read together, and that reading them together changes nothing."""
+"""Reading prompts that begin alike together changes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from lightning_dadpo.data.beginnings import families
 from lightning_dadpo.models.loading import load_frozen
 from lightning_dadpo.models.spec import ModelSpec
 from lightning_dadpo.sampling.base import SamplerSettings
@@ -21,30 +20,6 @@ SYSTEM = list(range(100, 120))
 ALIKE = [[*SYSTEM, 10 + number, *range(40, 40 + number)] for number in range(6)]
 ODD = [100, 101, 7, 8]
 SETTINGS = SamplerSettings(temperature=0.7, max_new_tokens=9)
-
-
-def found(prompt_ids: list[list[int]]) -> list[tuple[list[int], int]]:
-    return [(family.prompts, family.shared) for family in families(prompt_ids)]
-
-
-def test_one_prompt_of_another_kind_does_not_spoil_what_the_others_share() -> None:
-    assert found([ODD, *ALIKE]) == [([1, 2, 3, 4, 5, 6], 20), ([0], 0)]
-
-
-def test_prompts_that_share_little_are_one_family_all_the_same() -> None:
-    assert found([[1, 9, 9], [1, 5], [1, 7, 7, 7]]) == [([1, 0, 2], 1)]
-    assert found([[1, 2], [3], [4, 5, 6]]) == [([1, 0, 2], 0)]
-
-
-def test_the_last_token_of_a_prompt_is_never_shared_since_the_first_answer_token_is_predicted_there() -> None:
-    assert found([[5, 6, 7], [5, 6, 7]]) == [([0, 1], 2)]
-    assert found([[5, 6], [5, 6, 7, 8]]) == [([0, 1], 1)]
-    assert found([[5]]) == [([0], 0)]
-
-
-def test_two_kinds_are_two_families_and_the_one_that_saves_more_comes_first() -> None:
-    few, many = [[1, 2, 3, number] for number in (10, 11)], [[4, 5, 6, number] for number in (10, 11, 12)]
-    assert found([*few, *many]) == [([2, 3, 4], 3), ([0, 1], 3)]
 
 
 @pytest.fixture(scope="module")
