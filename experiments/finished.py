@@ -48,12 +48,12 @@ def evaluated(walk: dict[str, Any]) -> list[dict[str, Any]]:
 def about(walk: dict[str, Any]) -> dict[str, Any]:
     """What every results.json says of how its numbers were made."""
     evaluation = manifest(folder_of(walk, "evaluation"))
-    teacher = manifest(folder_of(walk, f"sample-{SPLIT}-teacher"))
+    answers = manifest(folder_of(walk, f"sample-{SPLIT}-dsft"))
     return {
         "hardware": walk["hardware"],
         "commit": walk["commit"],
         "versions": evaluation["versions"],
         "precision": evaluation["results"]["precision"],
         "prompts": evaluation["counts"]["prompts"],
-        "sampler": {key: teacher["made_from"]["sampler"][key] for key in ("temperature", "top_p", "max_new_tokens")},
+        "sampler": {key: answers["made_from"]["sampler"][key] for key in ("temperature", "top_p", "max_new_tokens")},
     }

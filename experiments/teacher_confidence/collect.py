@@ -44,7 +44,8 @@ def answers(walks: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
             }
             one, other = by_model[ours, prompt], by_model[theirs, prompt]
             gains = {f"{key}_gain": other[key] / other[count] - one[key] / one[count] for key, count in GAINS.items()}
-            found.append({"seed": seed, "prompt_id": prompt} | margins | gains)
+            place = {"seed": seed, "prompt_id": prompt, "teacher_tokens": teacher["tokens"]}
+            found.append(place | margins | gains)
     return found
 
 
@@ -69,20 +70,31 @@ def parted(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
 
 
 def correlation(rows: list[dict[str, Any]], by: str, key: str) -> dict[str, float]:
-    """Spearman's rank correlation of a margin and a gain, with a 95 % bootstrap interval over prompts."""
+    """Spearman's rank correlation of a margin and a gain, and the same with the length of the teacher's answer held
+    fixed (partial correlation of ranks), each with a 95 % bootstrap interval over prompts.
+    """
     import numpy as np
     from scipy.stats import spearmanr
 
     from lightning_dadpo.evaluation.bootstrap import draws, percentile_interval
 
     prompts = sorted({row["prompt_id"] for row in rows})
-    margin, gain = (
-        np.array([[row[name] for row in rows if row["prompt_id"] == prompt] for prompt in prompts])
-        for name in (by, f"{key}_gain")
+    columns = np.array(
+        [
+            [[row[name] for row in rows if row["prompt_id"] == prompt] for prompt in prompts]
+            for name in (by, f"{key}_gain", "teacher_tokens")
+        ]
     )
-    found = [spearmanr(margin[drawn].ravel(), gain[drawn].ravel()).statistic for drawn in draws(len(prompts), 2000, 0)]
-    interval = percentile_interval(np.array(found))
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+    plain, partial = [], []
+    for drawn in draws(len(prompts), 2000, 0):
+        ranks = spearmanr(columns[:, drawn].reshape(3, -1), axis=1).statistic
+        margin_gain, margin_length, gain_length = ranks[0, 1], ranks[0, 2], ranks[1, 2]
+        plain.append(margin_gain)
+        rest = (1 - margin_length**2) * (1 - gain_length**2)
+        partial.append((margin_gain - margin_length * gain_length) / np.sqrt(rest))
+    one, other = percentile_interval(np.array(plain)), percentile_interval(np.array(partial))
+    found = {"value": one.value, "low": one.low, "high": one.high}
+    return found | {"partial": other.value, "partial_low": other.low, "partial_high": other.high}
 
 
 def main() -> None:

@@ -31,11 +31,21 @@ def _tenths(results: Results, by: str, unit: str) -> str:
         [str(row["part"]), str(row["answers"]), f"{row['margin']:+.2f}", *(cell(row, key, "{:+.3f}") for key in GAINS)]
         for row in results["rows"][by]
     ]
-    ranks = "; ".join(
-        f"{GAINS[key]} {one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
-        for key, one in results["correlations"][by].items()
+    correlations = results["correlations"][by].items()
+    ranks, held = (
+        "; ".join(f"{GAINS[key]} {_range(one, names)}" for key, one in correlations)
+        for names in (("value", "low", "high"), ("partial", "partial_low", "partial_high"))
     )
-    return f"{markdown(head, rows)}\n\nRank correlation (Spearman) of margin and gain: {ranks}."
+    said = (
+        f"Rank correlation (Spearman) of margin and gain: {ranks}. With the length of the teacher's answer held fixed: "
+        f"{held}."
+    )
+    return f"{markdown(head, rows)}\n\n{said}"
+
+
+def _range(one: dict[str, float], names: tuple[str, str, str]) -> str:
+    value, low, high = (f"{one[name]:+.2f}" for name in names)
+    return f"{value} [{low}, {high}]"
 
 
 def figures(results: Results, folder: Path) -> None:
@@ -56,4 +66,4 @@ def figures(results: Results, folder: Path) -> None:
             axis.set_xticks(range(1, len(rows) + 1))
             axis.set_xlabel(f"tenth by the teacher's margin, {unit}")
         axes[0].set_ylabel("daDPO's gain on dDPO, nats/token")
-        axes[0].legend(frameon=False)
+        axes[0].legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))

@@ -46,7 +46,7 @@ class Walks:
             (work.path / "rows.jsonl").write_text(lines, "utf-8")
             work.counts, work.results = {"prompts": len(PROMPTS)}, {"precision": "32-true"}
         stages = {"evaluation": folder / "evaluation", "pairs": self._pairs(folder)}
-        stages[f"sample-{split}-teacher"] = write_artifact(folder / "said", "responses", [], {"sampler": SAMPLER})
+        stages[f"sample-{split}-dsft"] = write_artifact(folder / "said", "responses", [], {"sampler": SAMPLER})
         rows_of_pairs = list(read_pairs(stages["pairs"]))
         for anchor, gap in (("teacher", 30.0), ("reference", 5.0)):
             scores = [score_row(pair, gap, 0.0) for pair in rows_of_pairs]

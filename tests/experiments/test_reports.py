@@ -40,7 +40,11 @@ JUDGES = [{"judge": {"name": "a judge"}, "passes": False, "sets": [{"set": "Pand
 CHANGES = {f"{key}_{kind}": value for kind in ("change", "gain") for key, value in estimated(0.25).items()}
 POINTS = [{"beta_reference": 0.1, "beta_teacher": teacher} for teacher in (0.0, 0.1)]
 SEEDS = {f"{key}_seeds": [0.51, 0.49] for key in ("forward_kl", "reverse_kl", "reverse_kl_each")}
-RANKS = {"forward_kl": {"value": 0.5, "low": 0.25, "high": 0.75}}
+RANKS = {
+    "forward_kl": {
+        "value": 0.5, "low": 0.25, "high": 0.75, "partial": 0.125, "partial_low": -0.5, "partial_high": 0.25,
+    },
+}  # fmt: skip
 TENTHS = [estimated(0.5, part=1, answers=20, margin=0.25)]
 RESULTS = {
     restored_report: ABOUT | {

@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from scipy.stats import rankdata
 
 from experiments import estimates, walking
 from experiments.beta_plane import run as beta_plane
@@ -289,7 +291,14 @@ def test_methods_are_compared_on_the_same_prompts() -> None:
 
 def test_gains_are_parted_by_the_teachers_margin() -> None:
     rows = [
-        {"seed": 1, "prompt_id": f"p{n}", "whole": float(n), "forward_kl_gain": n / 10, "reverse_kl_gain": -n / 10}
+        {
+            "seed": 1,
+            "prompt_id": f"p{n}",
+            "whole": float(n),
+            "forward_kl_gain": n / 10,
+            "reverse_kl_gain": -n / 10,
+            "teacher_tokens": n % 7,
+        }
         for n in reversed(range(40))
     ]
     parts = confidence.parted(rows, "whole")
@@ -299,3 +308,22 @@ def test_gains_are_parted_by_the_teachers_margin() -> None:
     assert -3.9 <= parts[-1]["reverse_kl_low"] < parts[-1]["reverse_kl"] == pytest.approx(-3.75)
     assert confidence.correlation(rows, "whole", "forward_kl")["value"] == pytest.approx(1.0)
     assert confidence.correlation(rows, "whole", "reverse_kl")["high"] == pytest.approx(-1.0)
+
+
+def test_what_length_alone_explains_is_no_partial_correlation() -> None:
+    """Margin and gain both follow the length, with noise of their own; plain, they go together."""
+    draw = np.random.default_rng(0)
+    length = draw.integers(5, 60, 200)
+    margin, gain = length + draw.normal(0, 4, 200), length + draw.normal(0, 4, 200)
+    rows = [
+        {"seed": 1, "prompt_id": f"p{n:03}", "whole": one, "forward_kl_gain": other, "teacher_tokens": int(tokens)}
+        for n, (one, other, tokens) in enumerate(zip(margin, gain, length, strict=True))
+    ]
+    found = confidence.correlation(rows, "whole", "forward_kl")
+    assert found["low"] > 0.8
+    assert abs(found["partial"]) < 0.2
+    assert found["partial_low"] < found["partial"] < found["partial_high"]
+    residuals = [np.array(rankdata(one)) for one in (margin, gain, length)]
+    on_length = [np.polyval(np.polyfit(residuals[2], one, 1), residuals[2]) for one in residuals[:2]]
+    expected = np.corrcoef(residuals[0] - on_length[0], residuals[1] - on_length[1])[0, 1]
+    assert found["partial"] == pytest.approx(expected)
