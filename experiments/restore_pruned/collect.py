@@ -69,12 +69,11 @@ def judges(walks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def instructions(walk: dict[str, Any]) -> dict[str, Any] | None:
-    """IFEval of the first seed's models, where it was asked for."""
+    """IFEval of the first seed's models, where it was asked for, and of a program that repeats each prompt."""
     if "ifeval" not in walk["stages"]:
         return None
-    folder = folder_of(walk, "ifeval")
-    found: dict[str, Any] = json.loads((folder / "ifeval.json").read_text("utf-8"))
-    return found | {"counts": manifest(folder)["counts"]}
+    found = json.loads((folder_of(walk, "ifeval") / "ifeval.json").read_text("utf-8"))
+    return {key: found[key] for key in ("rows", "repeating_the_prompt")}
 
 
 def thread_hours(walks: list[dict[str, Any]]) -> float:

@@ -126,6 +126,7 @@ def _ifeval(results: Results) -> str:
         [row["model"], *(cell(row, key, "{:.1%}") for key in (*keys, "finished")), f"{row['mean_tokens']:.0f}"]
         for row in found["rows"]
     ]
+    rows.append(["repeating the prompt", *(cell(found["repeating_the_prompt"], key, "{:.1%}") for key in keys), "", ""])
     head = ["model", "all instructions of a prompt followed", "single instructions", "ends by itself", "tokens"]
     sampler = results["sampler"]
     said = (

@@ -129,6 +129,10 @@ def test_restore_pruned_pools_its_seeds(walks: Walks) -> None:
     assert [counts["pairs"] for counts in found["pairs"]] == [3, 3, 3]
     assert found["thread_hours"] == 2.0
     assert (found["preference"], found["ifeval"], found["judges"]) == (None, None, [])
+    said = {"rows": [{"model": "dadpo"}], "repeating_the_prompt": {"prompt_strict": 0.25}}
+    (walks.root / "asked").mkdir()
+    (walks.root / "asked" / "ifeval.json").write_text(json.dumps(said | {"families": []}))
+    assert restored.instructions({"stages": {"ifeval": str(walks.root / "asked")}}) == said
 
 
 def test_a_walk_on_other_prompts_or_an_unfinished_one_is_refused(walks: Walks) -> None:

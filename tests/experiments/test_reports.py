@@ -120,8 +120,9 @@ def test_the_other_tables_say_what_stands_behind_them() -> None:
     keys = ("prompt_strict", "instruction_strict", "finished")
     row = {"model": "dadpo", "prompts": 64, "mean_tokens": 90.0}
     row |= {key: value for name in keys for key, value in estimate(name, 0.25).items()}
-    table = restored(ifeval={"rows": [row]})["restore_pruned ifeval"]
+    table = restored(ifeval={"rows": [row], "repeating_the_prompt": row})["restore_pruned ifeval"]
     assert "| dadpo | 25.0% [15.0%, 35.0%] | 25.0% [15.0%, 35.0%] | 25.0% [15.0%, 35.0%] | 90 |" in table
+    assert "| repeating the prompt | 25.0% [15.0%, 35.0%] | 25.0% [15.0%, 35.0%] |  |  |" in table
 
 
 @pytest.mark.parametrize("report", list(RESULTS), ids=lambda module: str(module.__name__.split(".")[1]))
