@@ -16,11 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.estimates import DIFFERENCES, ESTIMATES, compared, pooled, rows_by_method, single_seeds
 from experiments.finished import about, evaluated, folder_of, kept, manifest
-from experiments.restore_pruned.preferences import preferences
+from experiments.restore_pruned.preferences import BASELINES, preferences
 from experiments.walking import ROOT, SEEDS, chosen_rates, named
 
 COMMAND = "python experiments/restore_pruned/run.py"
-BASELINES = ("ddpo", "dsft")
 UNTRAINED = {"initial": "pruned", "dsft": "dsft", "teacher": "teacher"}
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from experiments.finished import folder_of
 from experiments.walking import chosen_rates, named
 
-__all__ = ["preferences"]
+__all__ = ["BASELINES", "preferences"]
 
 BASELINES = ("ddpo", "dsft")
+"""What every method is compared with."""
 POINTS = {"win": 1, "tie": 0, "lose": -1}
 Verdicts = Mapping[str, Mapping[str, float]]
 """Prompt id -> `points` and `longer`, what the longer answer would have got, summed over the seeds; `asked`."""

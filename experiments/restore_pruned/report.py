@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from experiments.estimates import DIFFERENCES
 from experiments.wording import cell, made_with, markdown, rate, single
 
 __all__ = ["figures", "tables"]
@@ -19,7 +20,6 @@ COLUMNS = {
     "reverse_kl": ("reverse KL, nats/token", "{:.3f}"),
     "reverse_kl_each": ("reverse KL, mean of answers", "{:.3f}"),
 }
-DIFFERENCES = ("forward_kl", "reverse_kl", "reverse_kl_each")
 Results = dict[str, Any]
 
 
