@@ -64,7 +64,7 @@ def judges(walks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What judges are worth: those that the walks asked, and those in `ROOT`/judges."""
     asked = [folder_of(walk, "judge-validation") for walk in walks if "judge-validation" in walk["stages"]]
     files = [folder / "validation.json" for folder in asked[:1]] + sorted(ROOT.glob("judges/*/validation.json"))
-    return [json.loads(file.read_text("utf-8")) for file in files]
+    return [{"name": file.parent.name} | json.loads(file.read_text("utf-8")) for file in files]
 
 
 def instructions(walk: dict[str, Any]) -> dict[str, Any] | None:

@@ -90,8 +90,8 @@ def _judges(results: Results) -> str:
     for judge in results["judges"]:
         for one in judge["sets"]:
             cells = [cell(one, key, "{:.1%}") for key in ("agreement", "longer_wins")]
-            name, believed = judge["judge"]["name"], "yes" if judge["passes"] else "no"
-            rows.append([name, one["set"], str(one["untied"]), *cells, believed])
+            believed = "yes" if judge["passes"] else "no"
+            rows.append([judge["name"], one["set"], str(one["untied"]), *cells, believed])
     head = ["judge", "set", "untied pairs", "agrees with people", '"the longer one wins" agrees', "may be believed"]
     return markdown(head, rows)
 

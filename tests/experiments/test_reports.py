@@ -36,7 +36,7 @@ JUDGED = [
     ValidationRow(kind, "p", f"{n}", f"q{n}", "first", "first", "second", "first", "second")
     for n, kind in enumerate(["PandaLM", "LLMBar"])
 ]
-JUDGES = [{"judge": {"name": "a judge"}, "passes": False, "sets": [{"set": "PandaLM", **agreements(JUDGED, 10)}]}]
+JUDGES = [{"name": "a judge", "passes": False, "sets": [{"set": "PandaLM", **agreements(JUDGED, 10)}]}]
 CHANGES = {f"{key}_{kind}": value for kind in ("change", "gain") for key, value in estimated(0.25).items()}
 POINTS = [{"beta_reference": 0.1, "beta_teacher": teacher} for teacher in (0.0, 0.1)]
 SEEDS = {f"{key}_seeds": [0.51, 0.49] for key in ("forward_kl", "reverse_kl", "reverse_kl_each")}
