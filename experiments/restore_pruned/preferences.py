@@ -13,7 +13,6 @@ __all__ = ["BASELINES", "preferences"]
 
 BASELINES = ("ddpo", "dsft")
 """What every method is compared with."""
-POINTS = {"win": 1, "tie": 0, "lose": -1}
 Verdicts = Mapping[str, Mapping[str, float]]
 """Prompt id -> `points` and `longer`, what the longer answer would have got, summed over the seeds; `asked`."""
 
@@ -45,6 +44,8 @@ def preferences(walks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _verdicts(walks: Sequence[dict[str, Any]], names: Mapping[str, str]) -> dict[str, Verdicts]:
+    from lightning_dadpo.evaluation.preference_rate import POINTS, longer_wins
+
     found: dict[str, dict[str, dict[str, float]]] = {method: {} for method in names.values()}
     for walk in walks:
         for line in (folder_of(walk, "verdicts") / "rows.jsonl").read_text("utf-8").splitlines():
@@ -52,8 +53,8 @@ def _verdicts(walks: Sequence[dict[str, Any]], names: Mapping[str, str]) -> dict
             if row["model"] in names:
                 sums = found[names[row["model"]]].setdefault(row["prompt_id"], {"points": 0, "longer": 0, "asked": 0})
                 sums["points"] += POINTS[row["verdict"]]
-                own, other = row["characters"], row["opponent_characters"]
-                sums["longer"] += (own > other) - (own < other)
+                (longer,) = longer_wins([row["characters"]], [row["opponent_characters"]])
+                sums["longer"] += POINTS[longer]
                 sums["asked"] += 1
     counts = {sums["asked"] for prompts in found.values() for sums in prompts.values()}
     if counts != {len(walks)} or len({frozenset(prompts) for prompts in found.values()}) > 1:
