@@ -137,7 +137,7 @@ def evaluate(
     if finished(out, "evaluation", made_from):
         return Path(out)
     asked = {prompt: row.messages for prompt, row in yardstick.rows.items()}
-    left_out = leave_out(asked, trained_on or [], split)
+    left_out = leave_out(asked, trained_on or [], f"prompts of split {split!r}")
     yardstick, *students = (without(subject, left_out) for subject in (yardstick, *students))
     maps = TokenMaps(yardstick, students, reference, token_maps)
     with draft(out, "evaluation", made_from) as work:

@@ -77,7 +77,8 @@ def judge(
         "resamples": resamples,
     } | ({"trained_on": training_digests(trained_on)} if trained_on else {})
     if not finished(out, "verdicts", made_from):
-        left_out = leave_out({prompt: row.messages for prompt, row in other.rows.items()}, trained_on or [], split)
+        asked = {prompt: row.messages for prompt, row in other.rows.items()}
+        left_out = leave_out(asked, trained_on or [], f"prompts of split {split!r}")
         with draft(out, "verdicts", made_from) as work:
             judged = _verdicts(work.path / ROWS, judge, other, sides, left_out)
             verdicts = {name: [row for row in judged.rows if row.model == name] for name in candidates}

@@ -32,15 +32,15 @@ def training_digests(trained_on: Sequence[str]) -> list[str]:
     return [file_digest(path) if path.is_file() else _rows_of(path)[1] for path in map(_source, trained_on)]
 
 
-def leave_out(asked: Mapping[str, Sequence[Message]], trained_on: Sequence[str], split: str) -> dict[str, Overlap]:
+def leave_out(asked: Mapping[str, Sequence[Message]], trained_on: Sequence[str], called: str) -> dict[str, Overlap]:
     """The prompts that stand in the training data, said in one line.
 
     Of an artefact the rows of split "train" count: its other splits were asked, not trained on.
 
     Args:
-        asked: the conversations of the split by prompt id.
+        asked: the conversations by prompt id.
         trained_on: prompt files (.jsonl), or artefacts of kind "responses" or "pairs"; of none, nothing is said.
-        split: what the prompts are called.
+        called: what they are, for what is said: "prompts of split 'heldout'".
 
     Raises:
         ArtifactError, ConfigError, DataError: a file or folder is none of these; or no prompt would be left.
@@ -51,21 +51,21 @@ def leave_out(asked: Mapping[str, Sequence[Message]], trained_on: Sequence[str],
     if len(found) == len(asked):
         name, overlap = next(iter(found.items()))
         raise DataError(
-            f"trained_on {', '.join(trained_on)}: all {len(asked)} prompts of split {split!r} stand there too "
+            f"trained_on {', '.join(trained_on)}: all {len(asked)} {called} stand there too "
             f"({name}: {overlap}); expected some that were not trained on"
         )
-    print(_said(found, len(asked), split), flush=True)
+    print(_said(found, len(asked), called), flush=True)
     return found
 
 
-def _said(found: Mapping[str, Overlap], asked: int, split: str) -> str:
+def _said(found: Mapping[str, Overlap], asked: int, called: str) -> str:
     if not found:
-        return f"none of the {asked} prompts of split {split!r} stands in the training data"
+        return f"none of the {asked} {called} stands in the training data"
     reasons = Counter(overlap.reason for overlap in found.values())
     listed = [f"{name}: {overlap}" for name, overlap in list(found.items())[:SHOWN]]
     more = ["..."] if len(found) > SHOWN else []
     return (
-        f"left out {len(found)} of {asked} prompts of split {split!r} that stand in the training data "
+        f"left out {len(found)} of {asked} {called} that stand in the training data "
         f"({reasons['exact']} exactly, {reasons['near']} nearly): {'; '.join(listed + more)}"
     )
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any
 from lightning_dadpo.data.artifacts import draft, file_digest, finished, write_atomically
 from lightning_dadpo.data.rows import content_digest
 from lightning_dadpo.errors import ConfigError, DataError
+from lightning_dadpo.evaluation.benchmarks.harness_documents import not_trained_on
+from lightning_dadpo.evaluation.left_out import training_digests
 from lightning_dadpo.models.loading import autocast, load_frozen, load_tokenizer, model_digest
 from lightning_dadpo.models.numerics import default_device, inference_precision
 from lightning_dadpo.models.spec import ModelSpec, Precision
@@ -36,6 +40,7 @@ def lm_eval(
     apply_chat_template: bool = False,
     batch_size: int = 8,
     precision: Precision | None = None,
+    trained_on: list[str] | None = None,
 ) -> Path:
     """Run tasks of lm-eval (extra `lm-eval`); the library loads their data, mostly from the hub.
 
@@ -54,10 +59,14 @@ def lm_eval(
         apply_chat_template: ask through the model's chat template.
         batch_size: questions at a time.
         precision: number format; by default what this machine is fast in. Log-softmax is float32 in any.
+        trained_on: what the model was trained on, prompt files (.jsonl) or artefacts of kind "responses" or "pairs";
+            documents that stand there too are left out, and the manifest lists them as results["left_out"]. Their
+            scores are not the benchmark's, and say so by their number of documents.
 
     Raises:
         ConfigError: lm-eval is not installed, or a task or a setting is none.
-        DataError: a task's data cannot be loaded.
+        ArtifactError: what the model was trained on is neither responses nor pairs.
+        DataError: a task's data cannot be loaded, or all of it was trained on.
     """
     _check_numbers(num_fewshot=(num_fewshot, 0), limit=(limit, 1), batch_size=(batch_size, 1))
     library, manager = _library(), _task_manager(tasks, include)
@@ -73,15 +82,32 @@ def lm_eval(
         "batch_size": batch_size,
         "backend": f"{device.type} {precision}",
         "lm-eval": version("lm-eval"),
-    }
+    } | ({"trained_on": training_digests(trained_on)} if trained_on else {})
     if finished(out, "lm-eval", made_from):
         return Path(out)
+    documents: dict[str, Any] = {"limit": limit}
+    left_out: dict[str, Any] = {}
+    if trained_on:
+        with _trouble_with(tasks):
+            loaded_tasks = manager.load(tasks)["tasks"]
+        chosen = not_trained_on(loaded_tasks, limit, trained_on)
+        documents, left_out = {"samples": chosen.asked}, {"left_out": chosen.left_out}
     loaded = _wrapped(model, precision, batch_size)
     with draft(out, "lm-eval", made_from) as work, autocast(precision, device):
-        rows = _rows(_evaluate(library, loaded, tasks, manager, num_fewshot, limit, apply_chat_template))
+        with _trouble_with(tasks):
+            found = library.simple_evaluate(
+                model=loaded,
+                tasks=tasks,
+                task_manager=manager,
+                num_fewshot=num_fewshot,
+                apply_chat_template=apply_chat_template,
+                log_samples=False,
+                **documents,
+            )
+        rows = _rows(dict(found))
         write_atomically(work.path / "lm_eval.json", json.dumps({"rows": rows}, indent=1, allow_nan=False) + "\n")
         work.counts = {"tasks": len({row["task"] for row in rows})}
-        work.results = {"device": device.type, "precision": precision}
+        work.results = {"device": device.type, "precision": precision} | left_out
     for row in rows:
         error = "" if row["standard_error"] is None else f" +- {row['standard_error']:.4f} (standard error)"
         print(f"{row['task']} {row['metric']} ({row['filter']}): {row['value']:.4f}{error}", flush=True)
@@ -136,21 +162,11 @@ def _wrapped(spec: ModelSpec, precision: Precision, batch_size: int) -> Any:
     )
 
 
-def _evaluate(
-    library: Any, model: Any, tasks: list[str], manager: Any, num_fewshot: int | None, limit: int | None, chat: bool
-) -> dict[str, Any]:
+@contextmanager
+def _trouble_with(tasks: list[str]) -> Iterator[None]:
+    """What the library and the hub complain of in here, as one line."""
     try:
-        return dict(
-            library.simple_evaluate(
-                model=model,
-                tasks=tasks,
-                task_manager=manager,
-                num_fewshot=num_fewshot,
-                limit=limit,
-                apply_chat_template=chat,
-                log_samples=False,
-            )
-        )
+        yield
     except (OSError, ValueError) as error:  # also the hub's own: all are one of the two
         said = " ".join(str(error).split())
         said = said if len(said) <= LONGEST_QUOTE else said[:LONGEST_QUOTE] + " ..."

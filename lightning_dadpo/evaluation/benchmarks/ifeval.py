@@ -82,7 +82,7 @@ def ifeval(
         print(
             f"ifeval: {len(left_out)} of {len(prompts)} prompts left out: {'; '.join(sorted(set(left_out.values())))}"
         )
-    trained = leave_out_trained(_messages(answered[0], kept), trained_on or [], split)
+    trained = leave_out_trained(_messages(answered[0], kept), trained_on or [], f"prompts of split {split!r}")
     kept = [prompt for prompt in kept if prompt.prompt_id not in trained]
     left_out |= {prompt: str(overlap) for prompt, overlap in trained.items()}
     with draft(out, "ifeval", made_from) as work:

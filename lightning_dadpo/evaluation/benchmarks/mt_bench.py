@@ -115,7 +115,8 @@ def mt_bench(
     } | ({"trained_on": training_digests(trained_on)} if trained_on else {})
     if finished(out, "mt-bench", made_from):
         return Path(out)
-    left_out = leave_out({one.prompt_id(1): first_turn(one).messages for one in asked}, trained_on or [], SPLIT)
+    opened = {one.prompt_id(1): first_turn(one).messages for one in asked}
+    left_out = leave_out(opened, trained_on or [], f"prompts of split {SPLIT!r}")
     dialogues = [one for one in dialogues if one.question.prompt_id(1) not in left_out]
     with draft(out, "mt-bench", made_from) as work:
         rows = _grade(work.path / "rows.jsonl", dialogues, asking)

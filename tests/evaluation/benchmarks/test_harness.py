@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from lightning_dadpo.data.artifacts import read_manifest
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.benchmarks import harness
 from lightning_dadpo.evaluation.benchmarks.harness import _rows, lm_eval
+from lightning_dadpo.evaluation.benchmarks.harness_documents import not_trained_on
 from lightning_dadpo.models.spec import ModelSpec
 
 QUESTIONS = [("One and one is", [" two", " three"], 0), ("The sky is", [" green", " blue"], 1), ("a", ["b", "c"], 1)]
@@ -107,6 +109,60 @@ def test_a_local_task_runs_without_the_hub(tiny_folder: Path, task_folder: Path,
     assert read_manifest(tmp_path / "out", "lm-eval").made_from["tasks"] == ["tiny_choices"]
     (task_folder / "tiny_choices.yaml").write_text("task: x\n", "utf-8")
     assert main([*command, "--out", str(tmp_path / "out")]) == 2
+
+
+class FakeTask:
+    """As much of lm-eval's `Task` as is asked for."""
+
+    def __init__(self, documents: list[dict[str, Any]], known_by: Any = None, text: Any = None) -> None:
+        self.eval_docs, self.config = documents, SimpleNamespace(doc_to_decontamination_query=known_by)
+        self.doc_to_text = lambda document: document["question"] if text is None else text
+
+    @staticmethod
+    def resolve_field(document: dict[str, Any], name: str) -> Any:
+        return document[name]
+
+
+def trained_on(folder: Path, *asked: str) -> list[str]:
+    file = folder / "train.jsonl"
+    rows = [{"prompt_id": f"t{at}", "messages": [{"role": "user", "content": one}]} for at, one in enumerate(asked)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return [str(file)]
+
+
+def test_E1_documents_that_were_trained_on_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = FakeTask([{"question": "Hello"}, {"question": "The sky is"}, {"question": "Why?"}])
+    long = FakeTask([{"question": "a", "stem": "THE SKY IS!"}, {"question": "the sky is", "stem": "b"}], "stem")
+    chosen = not_trained_on({"short": short, "long": long}, None, trained_on(tmp_path, "the sky is", "why"))
+    assert chosen.asked == {"short": [0], "long": [1]}
+    assert chosen.left_out == {
+        "short 1": "the same words as t0", "short 2": "the same words as t1", "long 0": "the same words as t0"
+    }  # fmt: skip
+    assert "left out 3 of 5 documents of short, long that stand" in capsys.readouterr().out
+    assert not_trained_on({"short": short}, 2, trained_on(tmp_path, "why")).asked == {"short": [0, 1]}
+
+
+def test_E1_a_task_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
+    tasks = {"one": FakeTask([{"question": "Hello"}]), "other": FakeTask([{"question": "Why?"}])}
+    with pytest.raises(DataError, match="task one: all of its documents stand in the training data"):
+        not_trained_on(tasks, None, trained_on(tmp_path, "hello"))
+    with pytest.raises(DataError, match="task odd: a document asks int, expected one text"):
+        not_trained_on({"odd": FakeTask([{}], text=1)}, None, trained_on(tmp_path, "hello"))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("known_by", ["question", "{{question}}"])
+def test_E1_the_library_asks_what_is_left(tiny_folder: Path, task_folder: Path, tmp_path: Path, known_by: str) -> None:
+    with (task_folder / "tiny_choices.yaml").open("a", encoding="utf-8") as file:
+        file.write(f'should_decontaminate: true\ndoc_to_decontamination_query: "{known_by}"\n')
+    command = ["lm-eval", "--model.path", str(tiny_folder), "--tasks", "[tiny_choices]", "--include", str(task_folder)]
+    command += ["--trained_on", json.dumps(trained_on(tmp_path, "The sky is")), "--precision", "32-true"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    (row,) = json.loads((tmp_path / "out" / "lm_eval.json").read_text("utf-8"))["rows"]
+    asked = [QUESTIONS[0], QUESTIONS[2]]
+    right = [_chosen(tiny_folder, question, choices) == answer for question, choices, answer in asked]
+    assert (row["documents"], row["value"]) == (2, pytest.approx(sum(right) / 2))
+    assert read_manifest(tmp_path / "out", "lm-eval").results["left_out"] == {"tiny_choices 1": "the same words as t0"}
 
 
 @pytest.mark.filterwarnings("default")
