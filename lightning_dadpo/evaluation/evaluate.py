@@ -36,7 +36,7 @@ from lightning_dadpo.evaluation.teacher_readings import TeacherReadings
 from lightning_dadpo.evaluation.text_statistics import distinct, text_statistics
 from lightning_dadpo.evaluation.token_maps import TokenMaps
 from lightning_dadpo.logprobs import Predictor
-from lightning_dadpo.models.loading import count_parameters, load_frozen
+from lightning_dadpo.models.loading import autocast, count_parameters, load_frozen
 from lightning_dadpo.models.log_probs import check_trunk_and_head
 from lightning_dadpo.models.numerics import default_device, inference_precision
 from lightning_dadpo.models.spec import ModelSpec, Precision
@@ -195,7 +195,8 @@ class _Measurement:
     def _load(self, subject: Subject) -> Model:
         model = load_frozen(subject.spec, self.precision, default_device())
         check_finite_weights(subject, model)
-        check_trunk_and_head(model, subject.name)
+        with autocast(self.precision, default_device()):  # as it will be read
+            check_trunk_and_head(model, subject.name)
         return model
 
     def _measure_student(self, student: Subject, readings: TeacherReadings, record: Record) -> dict[str, Any]:

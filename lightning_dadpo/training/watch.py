@@ -201,11 +201,12 @@ class WatchDistances(L.Callback):
 
     def _distances(self, module: StudentModule, precision: Precision) -> tuple[list[Sampled], dict[str, float]]:
         """Fresh samples and the three distances."""
-        student, teacher = module.student, self._teacher_model(module)
+        student = module.student
         tokenizer = load_tokenizer(module.student_spec)
         sampler = TransformersSampler(student, end_of_turn_ids(student, tokenizer), self.sampler)
         prompt_ids = [row.prompt_token_ids for row in self._rows]
         with autocast(precision, module.device):
+            teacher = self._teacher_model(module)  # which is checked as it will be read
             drawn = sampler.sample(prompt_ids, [row.prompt_id for row in self._rows])
         both = [
             BothAnswers(row.prompt_token_ids, row.token_ids, one.token_ids)

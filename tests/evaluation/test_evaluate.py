@@ -69,14 +69,13 @@ class World:
 
     def evaluate(self, out: Path, batch_size: int = 2, **replaced: Any) -> list[dict[str, Any]]:
         candidates = {name: Candidate(ModelSpec(str(self.students[name])), self.responses[name]) for name in self.rows}
-        arguments = {"candidates": candidates, "teacher_responses": self.teacher_responses} | replaced
+        arguments = {"candidates": candidates, "teacher_responses": self.teacher_responses, "precision": "32-true"}
         folder = evaluate(
             teacher=ModelSpec(str(self.teacher)),
             out=str(out),
             batch_size=batch_size,
-            precision="32-true",
             resamples=200,
-            **arguments,
+            **(arguments | replaced),
         )
         summary: list[dict[str, Any]] = json.loads((folder / "summary.json").read_text())
         return summary

@@ -1,4 +1,4 @@
-"""Before anything is scored or trained, models are checked under the autocast that they will run in."""
+"""Before anything is scored, trained or measured, models are checked under the autocast that they will run in."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_dadpo.evaluation import evaluate
 from lightning_dadpo.losses import DaDPO
 from lightning_dadpo.models.spec import ModelSpec, Precision
 from lightning_dadpo.scoring import responses, stage
 from lightning_dadpo.scoring.responses import score_responses
-from lightning_dadpo.training import student
+from lightning_dadpo.training import student, watch
 from lightning_dadpo.training.datamodule import PreferenceData
 from lightning_dadpo.training.preference import AnchorSource, PreferenceModule
 from lightning_dadpo.training.sources import PairSource
+from tests.evaluation.test_evaluate import World
 from tests.scoring.example import make_pairs, make_response, scored, trainer, write_artifact
+from tests.training.watched_runs import fit, make_home, watcher
 
 PRECISIONS: list[Precision] = ["32-true", "bf16-mixed"]
 
@@ -63,3 +66,21 @@ def test_trained_and_frozen_models_are_checked_as_they_train(
     seen = watched(monkeypatch, student)
     trainer(tmp_path, precision=precision).validate(module, data, verbose=False)
     assert seen == [precision == "bf16-mixed"] * 3
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_measured_models_are_checked_as_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    seen = watched(monkeypatch, evaluate)
+    World(tmp_path).evaluate(tmp_path / "out", precision=precision)
+    assert seen == [precision == "bf16-mixed"] * 3
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_watched_teacher_is_checked_as_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    home, seen = make_home(tmp_path / "home"), watched(monkeypatch, watch)
+    fit(home, tmp_path / "run", [watcher(home)], steps=1, precision=precision)
+    assert seen == [precision == "bf16-mixed"]
