@@ -114,6 +114,14 @@ def test_the_other_tables_say_what_stands_behind_them() -> None:
     assert "| 0.1, 0.1 | 0.1, 0 | -0.250 [-0.350, -0.150] | -0.250 [-0.350, -0.150] |" in plane["beta_plane strength"]
     assert "quartiles 8.5, 18.0 and 38.8 nats" in plane["beta_plane saturation"]
     assert "| 0.1, 0.1 | 25% |" in plane["beta_plane saturation"]
+    assert "comes to a product of 3 at a teacher's weight of 0.17." in plane["beta_plane saturation"]
+    lighter = {"beta_reference": 0.03, "beta_teacher": 0.1}
+    rows = [
+        estimated(value) | point | CHANGES for value, point in zip((0.5, 0.4, 0.65), [*POINTS, lighter], strict=True)
+    ]
+    line = plane_report.tables(RESULTS[plane_report] | {"rows": rows})["beta_plane"]
+    assert "at most 0.250 nats/token apart in forward KL and 0.250 in reverse KL" in line
+    assert "Beside a reference of 0.1, a teacher of 0.1 takes 20.0% off the forward KL." in line
     said = restored()["restore_pruned"]
     assert "Answers of up to 128 tokens at temperature 0.7, top_p 1. `python x.py` at abc1234 on two cores" in said
     assert "250, 251 pairs" in said
