@@ -8,16 +8,15 @@ token where the prompt begins with another token) and vLLM's (`prompt_logprobs` 
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.servers.loopback import LoopbackServer
 
 __all__ = ["FakeServer", "next_log_probs"]
 
@@ -31,7 +30,7 @@ def next_log_probs(model: Any, ids: list[int], bias: Tensor | None = None) -> Te
     return torch.log_softmax(logits if bias is None else logits + bias, dim=-1)
 
 
-class FakeServer:
+class FakeServer(LoopbackServer):
     """Serves the model in a folder until the block is left.
 
     Attributes:
@@ -46,11 +45,12 @@ class FakeServer:
         log_probs, usage, echoes: what an answer has.
         respell: what becomes of the tokens' spellings, given them and what was sent.
         key: what it wants; an error says which one it was shown.
-        asked: bodies of all requests, failed ones too. sent: their headers. most: requests under way at once.
+        sent: the headers of all requests. most: requests under way at once.
         after: called with the number of each request, from 1.
     """
 
     def __init__(self, folder: Any, kind: Literal["llama", "vllm"] = "llama", port: int = 0) -> None:
+        super().__init__(port)
         self.kind = kind
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -64,79 +64,30 @@ class FakeServer:
         self.log_probs = self.usage = self.echoes = True
         self.respell: Callable[[list[str], str], list[str]] = lambda pieces, sent: pieces
         self.key: str | None = None
-        self.asked: list[dict[str, Any]] = []
         self.sent: list[dict[str, str]] = []
         self.most = self._now = 0
         self.after: Callable[[int], None] = lambda number: None
-        self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
-        self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
-    @property
-    def url(self) -> str:
-        """Where its API begins."""
-        return f"http://127.0.0.1:{self._http.server_port}/v1"
-
-    def __enter__(self) -> FakeServer:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                raw = self.rfile.read(length)
-                if len(raw) < length:  # who asked has given up in the middle of it
-                    self.close_connection = True
-                    return
-                body = json.loads(raw)
-                with server._lock:
-                    server.asked.append(body)
-                    server.sent.append({name.lower(): value for name, value in self.headers.items()})
-                    number = len(server.asked)
-                    server._now += 1
-                    server.most = max(server.most, server._now)
-                server.after(number)
-                try:
-                    status, content, headers = server._respond(body, self.headers.get("Authorization", ""))
-                finally:
-                    with server._lock:
-                        server._now -= 1
-                if self.path != "/v1/completions":
-                    status, content = 404, json.dumps({"detail": "Not Found"})
-                sent = content.encode()
-                self.send_response(status)
-                kind = "text/html" if content.startswith("<") else "application/json"
-                for name, value in {"Content-Type": kind, "Content-Length": str(len(sent)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(sent)
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except (BrokenPipeError, ConnectionResetError):  # who asked has given up
-                    self.close_connection = True
-
-        return Handler
+    def respond(
+        self, path: str, body: dict[str, Any], headers: Mapping[str, str], number: int
+    ) -> tuple[int, str, Mapping[str, str]]:
+        """See `LoopbackServer.respond`."""
+        with self.lock:
+            self.sent.append(dict(headers))
+            self._now += 1
+            self.most = max(self.most, self._now)
+        self.after(number)
+        try:
+            status, content, further = self._respond(body, headers.get("authorization", ""))
+        finally:
+            with self.lock:
+                self._now -= 1
+        if path != "/v1/completions":
+            status, content = 404, json.dumps({"detail": "Not Found"})
+        return status, content, further
 
     def _respond(self, body: dict[str, Any], shown: str) -> tuple[int, str, dict[str, str]]:
-        with self._lock:
+        with self.lock:
             stall, self.stalls = self.stalls > 0, max(0, self.stalls - 1)
             status = self.statuses.pop(0) if self.statuses else self.always
         if stall:
@@ -148,7 +99,7 @@ class FakeServer:
             return status, json.dumps(said), self.headers
         if self.body is not None:
             return 200, self.body, {}
-        with self._lock:
+        with self.lock:
             return 200, json.dumps(self._complete(body)), {}
 
     def _ids(self, text: str) -> list[int]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from tests.servers.loopback import LoopbackServer
 
 __all__ = ["FakeChatServer"]
 
 
-class FakeChatServer:
+class FakeChatServer(LoopbackServer):
     """Serves until the block is left.
 
     Attributes:
@@ -22,11 +21,11 @@ class FakeChatServer:
         body: sent with status 200 instead of an answer.
         usage: tokens in and out that an answer counts; None for an answer without.
         key: what it wants; an error repeats what it was shown.
-        asked: bodies of all requests, failed ones too.
         after: called with the number of each request, from 1, before it is answered.
     """
 
     def __init__(self, reply: Callable[[dict[str, Any]], str | None]) -> None:
+        super().__init__()
         self.reply = reply
         self.statuses: list[int] = []
         self.always: int | None = None
@@ -34,61 +33,17 @@ class FakeChatServer:
         self.body: str | None = None
         self.usage: tuple[int, int] | None = (100, 2)
         self.key: str | None = None
-        self.asked: list[dict[str, Any]] = []
         self.after: Callable[[int], None] = lambda number: None
-        self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
-    @property
-    def url(self) -> str:
-        """Where its API begins."""
-        return f"http://127.0.0.1:{self._http.server_port}/v1"
+    def respond(
+        self, path: str, body: dict[str, Any], headers: Mapping[str, str], number: int
+    ) -> tuple[int, str, Mapping[str, str]]:
+        """See `LoopbackServer.respond`."""
+        status, content = self._respond(path, body, headers.get("authorization", ""), number)
+        return status, content, {"retry-after-ms": "1"}
 
-    def __enter__(self) -> FakeChatServer:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                raw = self.rfile.read(int(self.headers["Content-Length"]))
-                status, content = server._respond(self.path, json.loads(raw), self.headers.get("Authorization", ""))
-                sent = content.encode()
-                self.send_response(status)
-                headers = {"Content-Type": "application/json", "Content-Length": str(len(sent)), "retry-after-ms": "1"}
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(sent)
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except (BrokenPipeError, ConnectionResetError):  # who asked has given up, or was killed
-                    self.close_connection = True
-
-        return Handler
-
-    def _respond(self, path: str, request: dict[str, Any], shown: str) -> tuple[int, str]:
-        with self._lock:
-            self.asked.append(request)
-            number = len(self.asked)
+    def _respond(self, path: str, request: dict[str, Any], shown: str, number: int) -> tuple[int, str]:
+        with self.lock:
             status = self.statuses.pop(0) if self.statuses else self.always
         self.after(number)
         if self.key is not None and shown != f"Bearer {self.key}":
@@ -101,7 +56,7 @@ class FakeChatServer:
             return status, json.dumps({"error": {"message": f"no, not for {shown}"}})
         if self.body is not None:
             return 200, self.body
-        with self._lock:
+        with self.lock:
             content = self.reply(request)
         answer: dict[str, Any] = {
             "id": "x", "object": "chat.completion", "created": 0, "model": request["model"],
