@@ -76,7 +76,7 @@ class Instructions:
     """IFEval: prompts whose instructions a program can check.
 
     Attributes:
-        file: IFEval's own JSONL.
+        file: IFEval's own JSONL, or its name on the hub, google/IFEval.
         prompts: what `dadpo ifeval-prompts` has made of it, and how many of them to ask.
         leave_out: instructions (FAMILY:NAME) that are not counted, as `dadpo ifeval` takes them.
     """

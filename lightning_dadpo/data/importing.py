@@ -9,7 +9,6 @@ template to standard rows.)
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from lightning_dadpo.data.artifacts import file_digest
 from lightning_dadpo.data.chat import render_prompt, render_response
+from lightning_dadpo.data.hub import first_line, load_dataset
 from lightning_dadpo.data.prompts import conversation_fault
 from lightning_dadpo.data.rows import Message, PairRow, content_digest
 from lightning_dadpo.errors import ConfigError, DataError
@@ -135,7 +135,7 @@ def _rows(source: PreferenceSource) -> Iterator[tuple[str, Any]]:
     """Every row with its place: file:line, or the row's number counted from 1."""
     file = source.file()
     if file is None:
-        return _numbered(source.path, _load_dataset(source))
+        return _numbered(source.path, _dataset_rows(source))
     _existing(file)
     if file.suffix == ".parquet":
         return _numbered(str(file), _parquet_rows(file))
@@ -175,27 +175,12 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
             for batch in file.iter_batches(columns=present):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a Parquet file ({_first_line(error)})") from error
+        raise DataError(f"{path}: not a Parquet file ({first_line(error)})") from error
 
 
-def _load_dataset(source: PreferenceSource) -> Iterable[Any]:
-    import datasets
-
-    folder = Path(source.path).expanduser()
-    name = os.fspath(folder) if folder.is_dir() else source.path
-    try:
-        loaded = datasets.load_dataset(name, source.name, split=source.split)
-    except StopIteration as error:  # what `datasets` says of an empty file
-        raise DataError(f"{source.path}: holds no rows") from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{source.path}: no such file, and datasets cannot load it (split {source.split!r}): {_first_line(error)}"
-        ) from error
+def _dataset_rows(source: PreferenceSource) -> Iterable[Any]:
+    loaded = load_dataset(source.path, source.split, source.name)
     return loaded.select_columns([column for column in COLUMNS if column in loaded.column_names])  # type: ignore[no-any-return]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 # --- one row

@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning_dadpo.data.artifacts import draft, file_digest, finished, write_atomically
+from lightning_dadpo.data.artifacts import draft, finished, write_atomically
 from lightning_dadpo.data.rows import Message, RowWriter
 from lightning_dadpo.errors import ConfigError, DataError
 from lightning_dadpo.evaluation.answers import Answers, read_answers
 from lightning_dadpo.evaluation.benchmarks.ifeval_checks import Checkers
-from lightning_dadpo.evaluation.benchmarks.ifeval_file import IfevalPrompt, read_ifeval
+from lightning_dadpo.evaluation.benchmarks.ifeval_file import IfevalPrompt, ifeval_digest, read_ifeval
 from lightning_dadpo.evaluation.benchmarks.ifeval_tables import IfevalRow, accuracies, summarise
 from lightning_dadpo.evaluation.benchmarks.responses import check_one_sampler, with_interval
 from lightning_dadpo.evaluation.left_out import leave_out as leave_out_trained
@@ -45,7 +45,7 @@ def ifeval(
 
     Args:
         candidates: artefacts of kind "responses" by the name of their model; they answered the same prompts.
-        ifeval_file: IFEval's JSONL, whole; prompts that were not answered do not count.
+        ifeval_file: IFEval's JSONL, whole, or google/IFEval; prompts that were not answered do not count.
         out: folder to make; complete or absent.
         split: under which the prompts were sampled.
         leave_out: instructions (FAMILY:NAME) whose prompts do not count, for example those whose checkers lack their
@@ -69,7 +69,7 @@ def ifeval(
     kept, left_out = _split(prompts, checkers, leave_out or [])
     checkers.try_out(kept)
     made_from = {
-        "ifeval": file_digest(Path(ifeval_file).expanduser()),
+        "ifeval": ifeval_digest(ifeval_file),
         "responses": {one.name: one.digest for one in answered},
         "split": split,
         "leave_out": sorted(leave_out or []),

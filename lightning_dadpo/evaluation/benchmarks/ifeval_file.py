@@ -1,23 +1,28 @@
-"""IFEval's file (arXiv 2311.07911): prompts whose instructions a program can check, read and made a prompt file.
+"""IFEval's prompts (arXiv 2311.07911), whose instructions a program can check, read and made a prompt file.
 
-Read are the authors' `input_data.jsonl`, the hub's `google/IFEval` saved as JSONL, and files that put `en:` in front of
-an instruction's name.
+Read are the authors' `input_data.jsonl`, the hub's `google/IFEval` by its name, and files that put `en:` in front of an
+instruction's name.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from lightning_dadpo.data.artifacts import write_atomically
-from lightning_dadpo.data.rows import STRICT, Message, PromptRow, parse_row
+from lightning_dadpo.data.artifacts import file_digest, write_atomically
+from lightning_dadpo.data.hub import load_dataset
+from lightning_dadpo.data.rows import STRICT, Message, PromptRow, content_digest, parse_row
 from lightning_dadpo.errors import DataError
 
-__all__ = ["IfevalPrompt", "read_ifeval", "ifeval_prompts"]
+__all__ = ["IfevalPrompt", "ifeval_digest", "ifeval_prompts", "read_ifeval"]
+
+SPLIT = "train"
+"""Of the hub's data set, which has no other."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -49,28 +54,44 @@ class IfevalPrompt:
         return list(zip(names, said, strict=True))
 
 
-def read_ifeval(path: str | Path) -> list[IfevalPrompt]:
-    """The file's prompts, in its order.
+def read_ifeval(source: str | Path) -> list[IfevalPrompt]:
+    """The prompts, in their order.
+
+    Args:
+        source: a JSONL file, or a name for datasets.load_dataset.
 
     Raises:
-        DataError: there is no such file, it is empty, or a line is not such a prompt (file:line first).
+        DataError: there is no such file or data set, it is empty, or a row is not such a prompt (file:line first).
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected IFEval's JSONL (input_data.jsonl)")
     prompts: dict[int, IfevalPrompt] = {}
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                place = f"{path}:{number}"
-                prompt = parse_row(line, IfevalPrompt, place)
-                _check(prompt, place)
-                if prompt.key in prompts:
-                    raise DataError(f"{place}: key {prompt.key} stands there already, further up")
-                prompts[prompt.key] = prompt
+    for place, row in _rows(source):
+        prompt = parse_row(row, IfevalPrompt, place)
+        _check(prompt, place)
+        if prompt.key in prompts:
+            raise DataError(f"{place}: key {prompt.key} stands there already, further up")
+        prompts[prompt.key] = prompt
     if not prompts:
-        raise DataError(f"{path}: holds no prompts")
+        raise DataError(f"{source}: holds no prompts")
     return list(prompts.values())
+
+
+def ifeval_digest(source: str | Path) -> str:
+    """What the prompts are named by: the file's bytes, or what a data set says."""
+    path = Path(source).expanduser()
+    return file_digest(path) if path.is_file() else content_digest([asdict(prompt) for prompt in read_ifeval(source)])
+
+
+def _rows(source: str | Path) -> Iterator[tuple[str, bytes]]:
+    """Every row as JSON, with its place."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        with path.open("rb") as lines:
+            yield from ((f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
+    elif path.suffix in (".json", ".jsonl"):
+        raise DataError(f"{path}: no such file; expected IFEval's JSONL (input_data.jsonl), or google/IFEval")
+    else:
+        loaded = load_dataset(str(source), SPLIT)
+        yield from ((f"{source}: row {number}", json.dumps(row).encode()) for number, row in enumerate(loaded, 1))
 
 
 def _check(prompt: IfevalPrompt, place: str) -> None:
@@ -85,7 +106,7 @@ def ifeval_prompts(ifeval_file: str, out: str) -> Path:
     """Write IFEval's prompts as a prompt file, for `dadpo sample --prompts.heldout.path`; nothing is rendered yet.
 
     Args:
-        ifeval_file: IFEval's JSONL.
+        ifeval_file: IFEval's JSONL, or a name for datasets.load_dataset: google/IFEval.
         out: file to write; one that says the same may be there already.
 
     Raises:

@@ -245,6 +245,27 @@ def test_prompts_written_for_the_sampler_join_back(example: tuple[str, dict[str,
         ifeval_prompts(file, str(written))
 
 
+def test_a_data_set_says_the_same_as_the_file(
+    example: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's rows hold the arguments of every instruction there is, mostly null."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    file, folders = example
+    named = tmp_path / "google-ifeval"
+    named.mkdir()
+    rows = [json.loads(line) for line in Path(file).read_text("utf-8").splitlines()]
+    every = dict.fromkeys(key for row in rows for given in row["kwargs"] for key in given)
+    _file(named / "train.jsonl", *(row | {"kwargs": [every | given for given in row["kwargs"]]} for row in rows))
+    assert [prompt.instructions for prompt in read_ifeval(named)] == [one.instructions for one in read_ifeval(file)]
+    assert any(None in given.values() for prompt in read_ifeval(named) for given in prompt.kwargs)
+    written = [ifeval_prompts(source, str(tmp_path / f"{n}.jsonl")) for n, source in enumerate((str(named), file))]
+    assert written[0].read_bytes() == written[1].read_bytes()
+    for name, source in (("named", str(named)), ("file", file)):
+        ifeval(folders, source, str(tmp_path / name), resamples=10)
+    one, other = (tmp_path / name / "rows.jsonl" for name in ("named", "file"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_prompts_of_a_named_instruction_are_left_out(example: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     file, folders = example
     ifeval(folders, file, str(tmp_path / "out"), leave_out=["startend:quotation"], resamples=10)
