@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["cell", "made_with", "markdown", "packages", "rate", "single"]
+__all__ = ["DISTANCES", "cell", "made_with", "markdown", "packages", "rate", "single"]
+
+DISTANCES = {"reverse_kl": "Reverse KL, nats/token", "forward_kl": "Forward KL, nats/token"}
+"""What the two distances of an evaluation are called."""
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

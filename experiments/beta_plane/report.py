@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.wording import cell, made_with, markdown, rate
+from experiments.wording import DISTANCES, cell, made_with, markdown, rate
 
 __all__ = ["figures", "tables"]
 
 Results = dict[str, Any]
-DISTANCES = {"reverse_kl": "Reverse KL, nats/token", "forward_kl": "Forward KL, nats/token"}
 
 
 def tables(results: Results) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.wording import cell, made_with, markdown
+from experiments.wording import DISTANCES, cell, made_with, markdown
 
 __all__ = ["figures", "tables"]
 
@@ -13,21 +13,25 @@ Results = dict[str, Any]
 
 
 def tables(results: Results) -> dict[str, str]:
-    """The one table, a row a method, number of prompts and number of rounds."""
-    head = ["prompts", "pairs", "rounds", "method", "forward KL, nats/token", "reverse KL", "reverse KL less dsft's"]
-    rows = [
-        [
-            *(str(row[key]) for key in ("prompts", "pairs", "rounds", "method")),
-            *(cell(row, key, "{:.3f}") for key in ("forward_kl", "reverse_kl")),
-            *(_shown(row, f"reverse_kl{{}}_{kind}") for kind in ("change", "gain")),
-        ]
-        for row in results["rows"]
-    ]
+    """A table a distance, a row a method, number of prompts and number of rounds."""
     said = (
         f"{results['prompts']} held-out prompts, seed {results['seed']}; in brackets 95 % bootstrap intervals over "
         f"prompts, differences paired by prompt. Pairs include those of validation. {made_with(results)}"
     )
-    return {"more_data": f"{markdown([*head, 'less the row before of its method'], rows)}\n\n{said}"}
+    return {"more_data": "\n\n".join([*(_table(results, key) for key in DISTANCES), said])}
+
+
+def _table(results: Results, key: str) -> str:
+    head = ["prompts", "pairs", "rounds", "method", DISTANCES[key], "less dsft's", "less the row before of its method"]
+    rows = [
+        [
+            *(str(row[name]) for name in ("prompts", "pairs", "rounds", "method")),
+            cell(row, key, "{:.3f}"),
+            *(_shown(row, f"{key}{{}}_{kind}") for kind in ("change", "gain")),
+        ]
+        for row in results["rows"]
+    ]
+    return markdown(head, rows)
 
 
 def _shown(row: Results, key: str) -> str:
@@ -35,25 +39,23 @@ def _shown(row: Results, key: str) -> str:
 
 
 def figures(results: Results, folder: Path) -> None:
-    """Reverse KL by prompts in one round, and by rounds at all prompts: `curves.svg`."""
+    """Both distances by the number of prompts, and behind them by rounds: `curves.svg`."""
     from experiments.drawing import COLOURS, MARKERS, figure
 
-    rows, most = results["rows"], max(row["prompts"] for row in results["rows"])
-    views = (
-        ("prompts", [row for row in rows if row["rounds"] == 1]),
-        ("rounds", [row for row in rows if row["prompts"] == most]),
-    )
+    rows = results["rows"]
+    sizes = sorted({(row["rounds"], row["prompts"]) for row in rows})
+    names = [f"{prompts}" if rounds == 1 else f"{prompts},\nround {rounds}" for rounds, prompts in sizes]
     with figure(folder / "curves.svg", columns=2) as (_, axes):
-        for axis, (asked, shown) in zip(axes, views, strict=True):
+        for axis, (key, name) in zip(axes, DISTANCES.items(), strict=True):
             for number, method in enumerate(("dsft", "ddpo", "dadpo")):
-                mine = sorted((row for row in shown if row["method"] == method), key=lambda row: row[asked])
-                ends = ("reverse_kl_low", "reverse_kl_high")
-                bounds = [[abs(row["reverse_kl"] - row[end]) for row in mine] for end in ends]
+                mine = [row for row in rows if row["method"] == method]
+                places = [sizes.index((row["rounds"], row["prompts"])) + 0.1 * (number - 1) for row in mine]
+                bounds = [[abs(row[key] - row[f"{key}_{end}"]) for row in mine] for end in ("low", "high")]
                 axis.errorbar(
-                    [row[asked] for row in mine], [row["reverse_kl"] for row in mine], bounds,
+                    places, [row[key] for row in mine], bounds,
                     color=COLOURS[number], marker=MARKERS[number], label=method, capsize=2,
                 )  # fmt: skip
-            axis.set_xlabel(asked)
-            axis.set_xticks(sorted({row[asked] for row in shown}))
-        axes[0].set_ylabel("reverse KL, nats/token")
+            axis.set_xticks(range(len(sizes)), names)
+            axis.set_xlabel("prompts")
+            axis.set_title(name)
         axes[0].legend(frameon=False)
