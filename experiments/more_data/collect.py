@@ -13,34 +13,49 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.estimates import Sums, compared, pooled, rows_by_method
-from experiments.finished import about, evaluated, folder_of, kept, manifest
+from experiments.finished import about, evaluated, folder_of, kept
 from experiments.more_data.run import METHODS, PROMPTS, ROUNDS
 from experiments.walking import SEEDS, chosen_rates
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A row a method, number of prompts and number of rounds: with its change from that walk's dSFT, and from the
-    same method with fewer prompts or one round less.
+    same method with fewer prompts or one round less; and daDPO less dDPO, a row a number of prompts and of rounds.
     """
     found, before = list[dict[str, Any]](), dict[str, Sums]()
+    differences = list[dict[str, Any]]()
     for prompts in PROMPTS:
         walk = kept(f"prompts{prompts}")
         sums = rows_by_method([evaluated(walk)], {name: name for name in ("dsft", *METHODS)})
-        about_row = {"prompts": prompts, "pairs": _pairs(walk, "pairs"), "rounds": 1}
+        about_row = {"prompts": prompts, "rounds": 1} | _pairs(walk, "pairs")
         found += [about_row | {"method": name} | _row(sums, name, before.get(name)) for name in ("dsft", *METHODS)]
+        differences.append({"prompts": prompts, "rounds": 1} | _apart(sums))
         before = sums
     walk = kept(f"rounds{ROUNDS}")
     for number in range(2, ROUNDS + 1):
         sums = rows_by_method([evaluated(walk)], {f"{name}-round{number}": name for name in METHODS} | {"dsft": "dsft"})
         for name in METHODS:
-            about_row = {"prompts": PROMPTS[-1], "pairs": _pairs(walk, f"pairs-{name}-round{number}"), "rounds": number}
+            about_row = {"prompts": PROMPTS[-1], "rounds": number} | _pairs(walk, f"pairs-{name}-round{number}")
             found.append(about_row | {"method": name} | _row(sums, name, before[name]))
+        differences.append({"prompts": PROMPTS[-1], "rounds": number} | _apart(sums))
         before = sums
-    return found
+    return found, differences
 
 
-def _pairs(walk: dict[str, Any], stage: str) -> int:
-    return int(manifest(folder_of(walk, stage))["counts"]["pairs"])
+def _apart(sums: dict[str, Sums]) -> dict[str, Any]:
+    ours, theirs = METHODS
+    return compared(sums[ours], sums[theirs])
+
+
+def _pairs(walk: dict[str, Any], stage: str) -> dict[str, Any]:
+    """How many pairs, and the mean tokens of both responses of those that are trained on."""
+    from lightning_dadpo.data.pairing import read_pairs
+
+    pairs = list(read_pairs(folder_of(walk, stage)))
+    trained = [pair for pair in pairs if pair.split == "train"]
+    chosen = sum(len(pair.chosen_token_ids) for pair in trained) / len(trained)
+    rejected = sum(len(pair.rejected_token_ids) for pair in trained) / len(trained)
+    return {"pairs": len(pairs), "chosen_tokens": chosen, "rejected_tokens": rejected}
 
 
 def _row(sums: dict[str, Sums], name: str, before: Sums | None) -> dict[str, Any]:
@@ -54,13 +69,15 @@ def _row(sums: dict[str, Sums], name: str, before: Sums | None) -> dict[str, Any
 
 def main() -> None:
     """See the module."""
+    found, differences = rows()
     results = {
         "kind": "more_data",
         "command": "python experiments/more_data/run.py",
         **about(kept(f"rounds{ROUNDS}")),
         "seed": SEEDS[0],
         "rates": {method: chosen_rates()[method] for method in METHODS},
-        "rows": rows(),
+        "rows": found,
+        "differences": differences,
     }
     path = Path(__file__).with_name("results.json")
     path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")

@@ -13,12 +13,16 @@ Results = dict[str, Any]
 
 
 def tables(results: Results) -> dict[str, str]:
-    """A table a distance, a row a method, number of prompts and number of rounds."""
+    """A table a distance, a row a method, number of prompts and number of rounds; daDPO less dDPO; the answers."""
     said = (
         f"{results['prompts']} held-out prompts, seed {results['seed']}; in brackets 95 % bootstrap intervals over "
         f"prompts, differences paired by prompt. Pairs include those of validation. {made_with(results)}"
     )
-    return {"more_data": "\n\n".join([*(_table(results, key) for key in DISTANCES), said])}
+    return {
+        "more_data": "\n\n".join([*(_table(results, key) for key in DISTANCES), said]),
+        "more_data differences": _differences(results),
+        "more_data answers": _answers(results),
+    }
 
 
 def _table(results: Results, key: str) -> str:
@@ -28,6 +32,36 @@ def _table(results: Results, key: str) -> str:
             *(str(row[name]) for name in ("prompts", "pairs", "rounds", "method")),
             cell(row, key, "{:.3f}"),
             *(_shown(row, f"{key}{{}}_{kind}") for kind in ("change", "gain")),
+        ]
+        for row in results["rows"]
+    ]
+    return markdown(head, rows)
+
+
+def _differences(results: Results) -> str:
+    head = ["prompts", "rounds", *(f"{name}, dadpo less ddpo" for name in DISTANCES.values())]
+    rows = [
+        [*(str(row[name]) for name in ("prompts", "rounds")), *(cell(row, key, "{:+.3f}") for key in DISTANCES)]
+        for row in results["differences"]
+    ]
+    return markdown(head, rows)
+
+
+def _answers(results: Results) -> str:
+    head = [
+        "prompts",
+        "rounds",
+        "method",
+        "tokens an answer",
+        "tokens in cut answers",
+        "chosen, rejected it learnt from",
+    ]
+    rows = [
+        [
+            *(str(row[name]) for name in ("prompts", "rounds", "method")),
+            cell(row, "mean_tokens", "{:.1f}"),
+            cell(row, "cut_tokens", "{:.0%}"),
+            "" if row["method"] == "dsft" else f"{row['chosen_tokens']:.1f}, {row['rejected_tokens']:.1f} tokens",
         ]
         for row in results["rows"]
     ]

@@ -196,15 +196,19 @@ def test_more_data_is_compared_with_less_and_a_round_with_the_one_before(walks: 
     nats = {64: 6.0, 128: 5.0, 264: 4.0}
     for prompts, value in nats.items():
         walks.kept(f"prompts{prompts}", ["dsft", "dadpo", "ddpo"], lambda model, _, v=value: v + (model == "dsft"))
-    stages = walks.kept("rounds2", ["dsft", "dadpo", "dadpo-round2", "ddpo-round2"], lambda model, _: 3.5)
+    second = {"ddpo-round2": 3.5, "dadpo-round2": 3.0}
+    stages = walks.kept("rounds2", ["dsft", "dadpo", *second], lambda model, _: second.get(model, 3.5))
     stages |= {f"pairs-{method}-round2": stages["pairs"] for method in ("dadpo", "ddpo")}
     walks.say("rounds2", stages, [])
-    found = {(row["prompts"], row["rounds"], row["method"]): row for row in results(walks, more_data)["rows"]}
+    collected = results(walks, more_data)
+    found = {(row["prompts"], row["rounds"], row["method"]): row for row in collected["rows"]}
     assert len(found) == 11
+    differences = [(row["prompts"], row["rounds"], row["reverse_kl"]) for row in collected["differences"]]
+    assert differences == [(64, 1, 0.0), (128, 1, 0.0), (264, 1, 0.0), (264, 2, pytest.approx(-0.5 / 4))]
     assert found[128, 1, "dadpo"]["reverse_kl_change"] == pytest.approx(-1 / 4)
     assert found[128, 1, "dadpo"]["reverse_kl_gain"] == pytest.approx(-1 / 4)
     assert found[264, 2, "ddpo"]["reverse_kl_gain"] == pytest.approx(-0.5 / 4)
-    assert found[264, 2, "ddpo"]["pairs"] == 3
+    assert [found[264, 2, "ddpo"][key] for key in ("pairs", "chosen_tokens", "rejected_tokens")] == [3, 5.0, 7.0]
     assert "reverse_kl_gain" not in found[64, 1, "dsft"]
     assert "reverse_kl_change" not in found[264, 1, "dsft"]
 

@@ -67,8 +67,10 @@ RESULTS = {
         "seed": 10,
         "rows": [
             estimated(0.5, method="dadpo", prompts=prompts, pairs=60, rounds=1) | CHANGES
+            | {"chosen_tokens": 30.0, "rejected_tokens": 45.0}
             for prompts in (64, 128)
         ],
+        "differences": [estimated(-0.25, prompts=264, rounds=2)],
     },
     confidence_report: ABOUT | {
         "answers": 20, "rows": {"per_token": TENTHS, "whole": TENTHS},
@@ -122,6 +124,9 @@ def test_the_other_tables_say_what_stands_behind_them() -> None:
     line = plane_report.tables(RESULTS[plane_report] | {"rows": rows})["beta_plane"]
     assert "at most 0.250 nats/token apart in forward KL and 0.250 in reverse KL" in line
     assert "Beside a reference of 0.1, a teacher of 0.1 takes 20.0% off the forward KL." in line
+    data = data_report.tables(RESULTS[data_report])
+    assert "| 264 | 2 | -0.250 [-0.350, -0.150] | -0.250 [-0.350, -0.150] |" in data["more_data differences"]
+    assert "| 128 | 1 | dadpo | 0.5 [0.4, 0.6] | 50% [40%, 60%] | 30.0, 45.0 tokens |" in data["more_data answers"]
     said = restored()["restore_pruned"]
     assert "Answers of up to 128 tokens at temperature 0.7, top_p 1. `python x.py` at abc1234 on two cores" in said
     assert "250, 251 pairs" in said
