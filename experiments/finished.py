@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from experiments.walking import ROOT
 
-__all__ = ["about", "evaluated", "folder_of", "kept", "manifest"]
+__all__ = ["about", "evaluated", "folder_of", "kept", "manifest", "thread_hours"]
 
 SPLIT = "heldout"
 
@@ -57,3 +58,18 @@ def about(walk: dict[str, Any]) -> dict[str, Any]:
         "prompts": evaluation["counts"]["prompts"],
         "sampler": {key: answers["made_from"]["sampler"][key] for key in ("temperature", "top_p", "max_new_tokens")},
     }
+
+
+def thread_hours(walks: Iterable[dict[str, Any]], before: Iterable[dict[str, Any]] = ()) -> float:
+    """What the stages of walks took, restarts counted too: they ran with one thread, beside one another.
+
+    Args:
+        walks: whose stages.
+        before: walks whose stages were there already.
+    """
+    known, own = (
+        {Path(folder).name for walk in some for folder in walk["stages"].values()} for some in (before, walks)
+    )
+    lines = [line for file in sorted(ROOT.glob("seed*/times.jsonl")) for line in file.read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in lines]
+    return float(sum(row["seconds"] for row in rows if row["folder"] in own - known) / 3600)

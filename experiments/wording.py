@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["DISTANCES", "cell", "made_with", "markdown", "packages", "rate", "single"]
+__all__ = ["DISTANCES", "cell", "made_with", "markdown", "packages", "rate", "single", "took"]
 
 DISTANCES = {"reverse_kl": "Reverse KL, nats/token", "forward_kl": "Forward KL, nats/token"}
 """What the two distances of an evaluation are called."""
@@ -47,3 +47,9 @@ def made_with(results: Mapping[str, Any]) -> str:
         f"Answers of up to {sampler['max_new_tokens']} tokens at {drawn}. `{results['command']}` at "
         f"{results['commit']} on {results['hardware']}, {results['precision']}, with {packages(results)}."
     )
+
+
+def took(results: Mapping[str, Any]) -> str:
+    """How long, of an experiment that goes on from another one's stages."""
+    hours = results["thread_hours"]
+    return f"What restore_pruned had not made took {hours:.1f} hours of one thread, other work on the machine included."

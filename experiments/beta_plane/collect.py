@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.beta_plane.run import POINTS, point
 from experiments.estimates import compared, pooled, rows_by_method
-from experiments.finished import about, evaluated, folder_of, kept
+from experiments.finished import about, evaluated, folder_of, kept, thread_hours
 from experiments.walking import SEEDS, chosen_rates
 
 BASELINE = (0.1, 0.0)
@@ -59,6 +59,7 @@ def main() -> None:
         "kind": "beta_plane",
         "command": "python experiments/beta_plane/run.py",
         **about(walk),
+        "thread_hours": thread_hours([walk], [kept(f"seed{SEEDS[0]}"), kept("tuning", "validation")]),
         "seed": SEEDS[0],
         "rate": chosen_rates()["dadpo"],
         "saturation": saturated(walk),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.wording import DISTANCES, cell, made_with, markdown, rate
+from experiments.wording import DISTANCES, cell, made_with, markdown, rate, took
 
 __all__ = ["figures", "tables"]
 
@@ -17,7 +17,7 @@ def tables(results: Results) -> dict[str, str]:
     said = (
         f"In round brackets the change from DPO at beta 0.1 with its 95 % interval, paired by prompt. "
         f"{results['prompts']} held-out prompts, seed {results['seed']}, learning rate {rate(results['rate'])}. "
-        f"{made_with(results)}"
+        f"{made_with(results)} {took(results)}"
     )
     planes = [_plane(results, key) for key in DISTANCES]
     return {

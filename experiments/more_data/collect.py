@@ -13,7 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.estimates import Sums, compared, pooled, rows_by_method
-from experiments.finished import about, evaluated, folder_of, kept
+from experiments.finished import about, evaluated, folder_of, kept, thread_hours
 from experiments.more_data.run import METHODS, PROMPTS, ROUNDS
 from experiments.walking import SEEDS, chosen_rates
 
@@ -70,10 +70,12 @@ def _row(sums: dict[str, Sums], name: str, before: Sums | None) -> dict[str, Any
 def main() -> None:
     """See the module."""
     found, differences = rows()
+    names = [*(f"prompts{prompts}" for prompts in PROMPTS), f"rounds{ROUNDS}"]
     results = {
         "kind": "more_data",
         "command": "python experiments/more_data/run.py",
-        **about(kept(f"rounds{ROUNDS}")),
+        **about(kept(names[-1])),
+        "thread_hours": thread_hours(map(kept, names), [kept(f"seed{SEEDS[0]}"), kept("tuning", "validation")]),
         "seed": SEEDS[0],
         "rates": {method: chosen_rates()[method] for method in METHODS},
         "rows": found,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.wording import DISTANCES, cell, made_with, markdown
+from experiments.wording import DISTANCES, cell, made_with, markdown, took
 
 __all__ = ["figures", "tables"]
 
@@ -16,7 +16,8 @@ def tables(results: Results) -> dict[str, str]:
     """A table a distance, a row a method, number of prompts and number of rounds; daDPO less dDPO; the answers."""
     said = (
         f"{results['prompts']} held-out prompts, seed {results['seed']}; in brackets 95 % bootstrap intervals over "
-        f"prompts, differences paired by prompt. Pairs include those of validation. {made_with(results)}"
+        f"prompts, differences paired by prompt. Pairs include those of validation. {made_with(results)} "
+        f"{took(results)}"
     )
     return {
         "more_data": "\n\n".join([*(_table(results, key) for key in DISTANCES), said]),

@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.estimates import DIFFERENCES, ESTIMATES, compared, pooled, rows_by_method, single_seeds
-from experiments.finished import about, evaluated, folder_of, kept, manifest
+from experiments.finished import about, evaluated, folder_of, kept, manifest, thread_hours
 from experiments.restore_pruned.preferences import BASELINES, preferences
 from experiments.walking import ROOT, SEEDS, chosen_rates, named
 
@@ -73,14 +73,6 @@ def instructions(walk: dict[str, Any]) -> dict[str, Any] | None:
         return None
     found = json.loads((folder_of(walk, "ifeval") / "ifeval.json").read_text("utf-8"))
     return {key: found[key] for key in ("rows", "repeating_the_prompt")}
-
-
-def thread_hours(walks: list[dict[str, Any]]) -> float:
-    """What all stages took, restarts counted too: they ran with one thread, beside one another."""
-    folders = {Path(folder).name for walk in walks for folder in walk["stages"].values()}
-    lines = [line for file in sorted(ROOT.glob("seed*/times.jsonl")) for line in file.read_text("utf-8").splitlines()]
-    rows = [json.loads(line) for line in lines]
-    return float(sum(row["seconds"] for row in rows if row["folder"] in folders) / 3600)
 
 
 def main() -> None:

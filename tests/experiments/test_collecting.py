@@ -60,6 +60,18 @@ class Walks:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"commit": "abc1234", "hardware": "h", "stages": stages, "rows": rows} | more))
 
+    def took(self, seconds: dict[str, float]) -> None:
+        (self.root / "seed10").mkdir(exist_ok=True)
+        times = [{"folder": folder, "seconds": taken} for folder, taken in seconds.items()]
+        (self.root / "seed10" / "times.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in times))
+
+    def go_on(self, name: str, stages: dict[str, str]) -> None:
+        """A walk made one stage of its own in an hour, behind restore_pruned's."""
+        self.kept("seed10", ["dsft"], lambda model, _: 0.0)
+        self.kept("tuning", ["dsft"], lambda model, _: 0.0, "validation")
+        self.say(name, stages | {"own": "seed10/own-ab"}, [])
+        self.took({"own-ab": 3600.0, "evaluation": 7200.0})
+
     @staticmethod
     def _pairs(folder: Path) -> Path:
         """By the stage itself: two pairs to train on, one to validate."""
@@ -114,9 +126,7 @@ def three_seeds(walks: Walks) -> list[dict[str, str]]:
 
 def test_restore_pruned_pools_its_seeds(walks: Walks) -> None:
     stages = three_seeds(walks)
-    (walks.root / "seed10").mkdir(exist_ok=True)
-    times = [{"folder": Path(stages[0]["evaluation"]).name, "seconds": 7200.0}, {"folder": "other", "seconds": 9.0}]
-    (walks.root / "seed10" / "times.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in times))
+    walks.took({Path(stages[0]["evaluation"]).name: 7200.0, "other": 9.0})
     found = results(walks, restored)
     rows = {row["method"]: row for row in found["rows"]}
     assert rows["dadpo"]["reverse_kl"] == pytest.approx((7 + 6 + 5) / 12)
@@ -177,8 +187,11 @@ def test_what_a_judge_said_is_pooled_over_seeds_where_it_passes(walks: Walks, pa
 def test_the_plane_is_compared_with_dpo_and_at_equal_strength(walks: Walks) -> None:
     """Each point lies as far as it has weight, the teacher's counted twice."""
     weights = {beta_plane.point(*one): one[0] + 2 * one[1] for one in beta_plane.POINTS}
-    walks.kept("beta_plane", ["dsft", *weights], lambda model, _: 10 * weights.get(model, 1.0))
+    walks.go_on(
+        "beta_plane", walks.kept("beta_plane", ["dsft", *weights], lambda model, _: 10 * weights.get(model, 1.0))
+    )
     found = results(walks, plane)
+    assert found["thread_hours"] == 1.0
     assert len(found["rows"]) == 11
     row = next(row for row in found["rows"] if (row["beta_reference"], row["beta_teacher"]) == (0.03, 0.1))
     assert row["reverse_kl"] == pytest.approx(2.3 / 4)
@@ -199,8 +212,9 @@ def test_more_data_is_compared_with_less_and_a_round_with_the_one_before(walks: 
     second = {"ddpo-round2": 3.5, "dadpo-round2": 3.0}
     stages = walks.kept("rounds2", ["dsft", "dadpo", *second], lambda model, _: second.get(model, 3.5))
     stages |= {f"pairs-{method}-round2": stages["pairs"] for method in ("dadpo", "ddpo")}
-    walks.say("rounds2", stages, [])
+    walks.go_on("rounds2", stages)
     collected = results(walks, more_data)
+    assert collected["thread_hours"] == 1.0
     found = {(row["prompts"], row["rounds"], row["method"]): row for row in collected["rows"]}
     assert len(found) == 11
     differences = [(row["prompts"], row["rounds"], row["reverse_kl"]) for row in collected["differences"]]

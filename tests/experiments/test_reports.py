@@ -55,7 +55,7 @@ RESULTS = {
         "tuning": [estimated(0.75, model="dadpo-2e-05")],
     },
     plane_report: ABOUT | {
-        "seed": 10, "rate": 2e-5, "dsft": estimated(0.5),
+        "seed": 10, "rate": 2e-5, "thread_hours": 1.25, "dsft": estimated(0.5),
         "rows": [estimated(0.5) | point | CHANGES for point in POINTS],
         "differences": [estimated(-0.25) | {"point": POINTS[1], "other": POINTS[0]}],
         "saturation": {
@@ -64,7 +64,7 @@ RESULTS = {
         },
     },
     data_report: ABOUT | {
-        "seed": 10,
+        "seed": 10, "thread_hours": 1.25,
         "rows": [
             estimated(0.5, method="dadpo", prompts=prompts, pairs=60, rounds=1) | CHANGES
             | {"chosen_tokens": 30.0, "rejected_tokens": 45.0}
@@ -125,6 +125,7 @@ def test_the_other_tables_say_what_stands_behind_them() -> None:
     assert "at most 0.250 nats/token apart in forward KL and 0.250 in reverse KL" in line
     assert "Beside a reference of 0.1, a teacher of 0.1 takes 20.0% off the forward KL." in line
     data = data_report.tables(RESULTS[data_report])
+    assert all("had not made took 1.2 hours" in text for text in (plane["beta_plane"], data["more_data"]))
     assert "| 264 | 2 | -0.250 [-0.350, -0.150] | -0.250 [-0.350, -0.150] |" in data["more_data differences"]
     assert "| 128 | 1 | dadpo | 0.5 [0.4, 0.6] | 50% [40%, 60%] | 30.0, 45.0 tokens |" in data["more_data answers"]
     said = restored()["restore_pruned"]
