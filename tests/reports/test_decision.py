@@ -212,6 +212,7 @@ def test_what_was_made(tmp_path: Path) -> None:
         "Big, the teacher, was distilled into the smaller model Small, trained on 105 pairs of answers. The student "
         "has 20\u00a0% of the teacher's parameters: 500.0 million instead of 2,500 million."
     )
+    assert ", trained on 105 pairs of answers in round 1 of 3. " in made(inputs, "dadpo-round3", costs, 105)
     assert made(inputs, None, [], None) == "No student was measured yet."
 
 
