@@ -21,8 +21,8 @@ from experiments.hardware import cores, processor
 from lightning_dadpo.cli.recipe import merge
 
 __all__ = [
-    "ROOT", "SEEDS", "Settings", "at", "chosen_rates", "dadpo", "for_seed", "judging", "named",
-    "pass_on_requests_to_stop", "walk", "walk_side_by_side",
+    "ROOT", "SEEDS", "Settings", "as_yaml", "at", "chosen_rates", "dadpo", "for_seed", "judging", "named",
+    "pass_on_requests_to_stop", "ship", "walk", "walk_side_by_side",
 ]  # fmt: skip
 
 ROOT = Path("runs/restore_pruned")
@@ -180,9 +180,25 @@ def _written(settings: Settings, name: str, methods: list[str]) -> Path:
     file = ROOT / "settings" / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     chosen = {method: settings["objectives"][method] for method in methods}
-    text = yaml.safe_dump(settings | {"objectives": chosen}, sort_keys=False)
-    file.write_text(f"# dadpo run {file}\n{text}", "utf-8")
+    file.write_text(as_yaml(settings | {"objectives": chosen}, str(file)), "utf-8")
     return file
+
+
+def as_yaml(settings: Settings, file: str) -> str:
+    """An experiment as a file that opens with the command that runs it."""
+    return f"# dadpo run {file}\n{yaml.safe_dump(settings, sort_keys=False)}"
+
+
+def ship(settings: Settings, beside: Path, name: str) -> None:
+    """Write an experiment next to its results: one command repeats it, a training after another.
+
+    Args:
+        settings: the experiment.
+        beside: a file of the experiment's folder.
+        name: of the YAML file.
+    """
+    place = beside.with_name(f"{name}.yaml")
+    place.write_text(as_yaml(settings, f"experiments/{place.parent.name}/{place.name}"), "utf-8")
 
 
 def for_seed(seed: int) -> Settings:

@@ -1,4 +1,4 @@
-"""From the finished walk of run.py to results.json.
+"""From the finished walk of run.py to results.json, and to plane.yaml, which repeats it.
 
     python experiments/beta_plane/collect.py
 
@@ -16,10 +16,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.beta_plane.run import POINTS, point
+from experiments.beta_plane.run import POINTS, plane, point
 from experiments.estimates import compared, pooled, rows_by_method
 from experiments.finished import about, evaluated, folder_of, kept, thread_hours
-from experiments.walking import SEEDS, chosen_rates
+from experiments.walking import SEEDS, chosen_rates, ship
 
 BASELINE = (0.1, 0.0)
 Betas = tuple[float, float]
@@ -75,6 +75,7 @@ def main() -> None:
             for one, other in equally_strong()
         ],
     }
+    ship(plane(), Path(__file__), "plane")
     path = Path(__file__).with_name("results.json")
     path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     print(path)

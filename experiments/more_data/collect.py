@@ -1,4 +1,4 @@
-"""From the finished walks of run.py to results.json.
+"""From the finished walks of run.py to results.json, and to YAML files that repeat them.
 
 python experiments/more_data/collect.py
 """
@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.estimates import Sums, compared, pooled, rows_by_method
 from experiments.finished import about, evaluated, folder_of, kept, thread_hours
-from experiments.more_data.run import METHODS, PROMPTS, ROUNDS
-from experiments.walking import SEEDS, chosen_rates
+from experiments.more_data.run import METHODS, PROMPTS, ROUNDS, sized
+from experiments.walking import SEEDS, chosen_rates, ship
 
 
 def rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -81,6 +81,9 @@ def main() -> None:
         "rows": found,
         "differences": differences,
     }
+    for prompts in PROMPTS:
+        ship(sized(prompts), Path(__file__), f"prompts{prompts}")
+    ship(sized(PROMPTS[-1], ROUNDS), Path(__file__), f"rounds{ROUNDS}")
     path = Path(__file__).with_name("results.json")
     path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     print(path)

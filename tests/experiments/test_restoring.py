@@ -212,6 +212,22 @@ def test_the_plane_of_betas_is_scored_once_by_what_restore_pruned_has_scored(wal
     assert fits["reference0.1-teacher0.03"] == {"beta_reference": 0.1, "beta_teacher": 0.03}
 
 
+def test_the_shipped_yaml_files_are_what_the_scripts_walk(walked: Any, tmp_path: Path) -> None:
+    plane, data = (Path(module.__file__).with_name("results.json") for module in (beta_plane, more_data))
+    rates = json.loads(data.read_text("utf-8"))["rates"] | {"dadpo": json.loads(plane.read_text("utf-8"))["rate"]}
+    (tmp_path / "chosen.json").write_text(json.dumps({"rates": RATES | rates}))
+    shipped = {
+        plane.with_name("plane.yaml"): beta_plane.plane(),
+        data.with_name("rounds2.yaml"): more_data.sized(264, 2),
+    }
+    shipped |= {data.with_name(f"prompts{prompts}.yaml"): more_data.sized(prompts) for prompts in more_data.PROMPTS}
+    for file, settings in shipped.items():
+        command, _, text = file.read_text("utf-8").partition("\n")
+        assert command == f"# dadpo run experiments/{file.parent.name}/{file.name}"
+        assert yaml.safe_load(text) == settings | {"folder": "runs/restore_pruned/seed10"}
+        assert plan_stages(read_experiment(str(file)))
+
+
 def test_more_data_goes_on_from_the_first_seed(walked: Any, tmp_path: Path) -> None:
     whole, rounds = (planned(more_data.sized(264, number), tmp_path) for number in (1, 2))
     plain = planned(walking.for_seed(10), tmp_path)
