@@ -22,8 +22,8 @@ def made(inputs: ReportInputs, student: str | None, costs: Sequence[CostRow], tr
         return "No student was measured yet."
     teacher = f"{inputs.teacher_name}, the teacher," if inputs.teacher_name else "The teacher"
     origin = inputs.student_origin or "a smaller student"
-    _, _, rounds = student.rpartition("-round")
-    first = f" in round 1 of {rounds}" if rounds.isdigit() else ""
+    _, found, rounds = student.rpartition("-round")
+    first = f" in round 1 of {rounds}" if found and rounds.isdigit() else ""
     pairs = f", trained on {train_pairs} pairs of answers{first}" if train_pairs else ""
     row = next((row for row in costs if row.label == "Parameters"), None)
     size = ""

@@ -213,6 +213,7 @@ def test_what_was_made(tmp_path: Path) -> None:
         "has 20\u00a0% of the teacher's parameters: 500.0 million instead of 2,500 million."
     )
     assert ", trained on 105 pairs of answers in round 1 of 3. " in made(inputs, "dadpo-round3", costs, 105)
+    assert ", trained on 105 pairs of answers. " in made(inputs, "7", costs, 105)  # a name, no round
     assert made(inputs, None, [], None) == "No student was measured yet."
 
 

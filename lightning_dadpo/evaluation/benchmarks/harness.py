@@ -85,13 +85,7 @@ def lm_eval(
     } | ({"trained_on": training_digests(trained_on)} if trained_on else {})
     if finished(out, "lm-eval", made_from):
         return Path(out)
-    documents: dict[str, Any] = {"limit": limit}
-    left_out: dict[str, Any] = {}
-    if trained_on:
-        with _trouble_with(tasks):
-            loaded_tasks = manager.load(tasks)["tasks"]
-        chosen = not_trained_on(loaded_tasks, limit, trained_on)
-        documents, left_out = {"samples": chosen.asked}, {"left_out": chosen.left_out}
+    documents, left_out = _documents(manager, tasks, limit, trained_on)
     loaded = _wrapped(model, precision, batch_size)
     with draft(out, "lm-eval", made_from) as work, autocast(precision, device):
         with _trouble_with(tasks):
@@ -160,6 +154,18 @@ def _wrapped(spec: ModelSpec, precision: Precision, batch_size: int) -> Any:
         batch_size=batch_size,
         softmax_dtype="float32",  # in bfloat16 it costs 0.01 nats and more a token (trap B2)
     )
+
+
+def _documents(
+    manager: Any, tasks: list[str], limit: int | None, trained_on: list[str] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Which documents the library is to ask, in its own arguments; and what the manifest says of the others."""
+    if not trained_on:
+        return {"limit": limit}, {}
+    with _trouble_with(tasks):
+        loaded = manager.load(tasks)["tasks"]
+    chosen = not_trained_on(loaded, limit, trained_on)
+    return {"samples": chosen.asked}, {"left_out": chosen.left_out}
 
 
 @contextmanager
